@@ -1,0 +1,259 @@
+"""The CPU backend: a Hugging Face checkpoint on torch, with static slots. See models/backend.py for the contract.
+
+In the layout "fixed" with float32, a slot's logits are the same bits whatever its neighbours do: each row attends over
+its own slot alone, and the row counts of the matrix products are proven harmless on this CPU at load (rows.py).
+"packed" computes exactly the live rows, unproven. torch is imported when the backend stages, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.backend import ConfigurationError, DeviceError, FloatRows, Logits, OutOfMemoryError, ProgressCallback
+from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
+from models.cpu import host
+from models.protocol import CpuOptions, Description, SlotInput
+from models.spec import ModelSpec, SpecError, read_spec
+from models.step_checks import StepLimits
+
+if TYPE_CHECKING:
+    from models.cpu.cache import KvCache
+    from models.cpu.decoder import Decoder
+
+_log = logging.getLogger(__name__)
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# Left free when a checkpoint is read ahead into the page cache.
+_WARM_RESERVE = 4 * 1024**3
+# Tokens of the warm-up; any that exist will do.
+_PROBE_PROMPT = 5
+
+
+class CpuBackend:
+    """Llama, Mistral and CodeLlama checkpoints on torch's CPU device."""
+
+    def __init__(self, directory: Path, options: CpuOptions) -> None:
+        self._directory = directory
+        self._options = options
+        self._spec: ModelSpec | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._decoder: Decoder | None = None
+        self._cache: KvCache | None = None
+        self._limits = StepLimits(0, 0, 0, 0, extend=True)
+        self._counts: tuple[int, ...] = ()
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def stage(self, progress: ProgressCallback) -> None:
+        """Imports torch, checks config and headers, and reads the files ahead as far as memory allows."""
+        try:
+            self._spec = read_spec(self._directory)
+            _check_options(self._options, self._spec)
+            self._checkpoint = open_checkpoint(self._directory, self._spec)
+        except (SpecError, CheckpointError) as error:
+            raise ConfigurationError(str(error)) from error
+        host.import_torch(self._options.threads)
+        budget = host.available_bytes() - _WARM_RESERVE
+        if not warm_page_cache(self._checkpoint.entries, budget, lambda done, total: progress("staging", done, total)):
+            progress("staging", 1, 1)
+
+    def load(self, progress: ProgressCallback) -> Description:
+        """Reads and packs the weights, then feeds and decodes for real; the times in the answer are measured."""
+        if self._spec is None or self._checkpoint is None:
+            raise ConfigurationError("load before stage: the checkpoint is not open yet")
+        began = time.perf_counter()
+        dtype = host.compute_dtype(self._options.dtype)
+        spec, options = self._spec, self._options
+        _check_memory(spec, options, _DTYPE_BYTES[dtype])
+        with _typed_errors(), self._checkpoint as checkpoint:
+            self._build(checkpoint, dtype, progress)
+        self._checkpoint = None
+        self._limits = StepLimits(options.slots, options.n_positions, spec.vocab_size, options.chunk, extend=True)
+        with _typed_errors():
+            step_s, feed_s = self._warm_up(progress)
+        _log.info("%s computes in %s, decode rows %s", self._directory.name, dtype, self._counts or "as they are live")
+        return Description(
+            slots=options.slots,
+            n_positions=options.n_positions,
+            vocab_size=spec.vocab_size,
+            context_buckets=(options.chunk,),
+            token_buckets=(options.n_positions,),
+            chunk=options.chunk,
+            prefill_logprobs=True,
+            exact_replay=options.layout == "fixed" and dtype == "float32",
+            dtype=dtype,
+            device=host.cpu_name(),
+            load_s=time.perf_counter() - began,
+            step_s=(step_s,),
+            feed_s=(feed_s,),
+        )
+
+    def _build(self, checkpoint: Checkpoint, dtype: str, progress: ProgressCallback) -> None:
+        import torch
+
+        from models.cpu.cache import KvCache
+        from models.cpu.decoder import Decoder
+        from models.cpu.loading import load_weights
+        from models.cpu.rope import RotaryTables
+
+        assert self._spec is not None
+        kind: torch.dtype = getattr(torch, dtype)
+        with torch.inference_mode():
+            weights = load_weights(checkpoint, self._spec, kind, lambda done, total: progress("weights", done, total))
+            self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
+            rope = RotaryTables(self._spec, self._options.n_positions)
+            self._decoder = Decoder(self._spec, weights, self._cache, rope, kind)
+
+    def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:
+        """Seconds of a step of all slots at full length, and of a feed of one chunk; proves the row counts first."""
+        from models.cpu import rows
+
+        options = self._options
+        proving = options.layout == "fixed"
+        total = options.slots + (rows.probe_steps(options.slots) if proving else 0) + 2
+        done = 0
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            progress("warm-up", done, total)
+
+        assert self._spec is not None
+        tokens = [token % self._spec.vocab_size for token in range(max(options.slots, options.chunk))]
+        for slot in range(options.slots):
+            self._forward_feed(slot, tokens[: min(_PROBE_PROMPT, options.chunk)], 0, False)
+            stepped()
+        if proving:
+            self._counts = rows.proven_counts(self._probe, tokens[: options.slots], stepped)
+        feed_s = _timed(lambda: self._forward_feed(0, tokens[: options.chunk], 0, False))
+        stepped()
+        last = [SlotInput(slot, tokens[slot], options.n_positions - 1) for slot in range(options.slots)]
+        step_s = _timed(lambda: self._forward_decode(last))
+        stepped()
+        self._slots().forget()
+        return step_s, feed_s
+
+    def _probe(self, tokens: Sequence[int]) -> FloatRows:
+        """Row i is `tokens[i]` behind the probe prompt of slot i, all in one run."""
+        position = min(_PROBE_PROMPT, self._options.chunk)
+        live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
+        return self._run(live, len(live))
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def feed(self, slot: int, tokens: Sequence[int], position: int = 0, all_logits: bool = False) -> Logits:
+        """Prefill, or extend at any position the slot has reached, by at most `chunk` tokens."""
+        self._limits.check_feed(slot, tokens, position)
+        self._slots().check_reachable(slot, position)
+        with _typed_errors():
+            return Logits(self._forward_feed(slot, tokens, position, all_logits))
+
+    def decode(self, live: Sequence[SlotInput], full: bool = False) -> Logits:
+        """One token a live slot; always the whole vocabulary, so `full` changes nothing."""
+        self._limits.check_decode(live)
+        for row in live:
+            self._slots().check_reachable(row.slot, row.position)
+        with _typed_errors():
+            return Logits(self._forward_decode(live))
+
+    def close(self) -> None:
+        """Frees the weights and the cache."""
+        self._decoder = self._cache = self._checkpoint = None
+
+    def _forward_feed(self, slot: int, tokens: Sequence[int], position: int, all_logits: bool) -> FloatRows:
+        import torch
+
+        assert self._decoder is not None
+        self._slots().fed(slot, tokens, position)
+        with torch.inference_mode():
+            logits: FloatRows = self._decoder.feed(slot, tokens, position, all_logits).numpy()
+        return logits
+
+    def _forward_decode(self, live: Sequence[SlotInput]) -> FloatRows:
+        from models.cpu.rows import runs
+
+        counts = self._counts or (len(live),)
+        parts = [self._run(live[rows], count) for rows, count in runs(len(live), counts)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(self, live: Sequence[SlotInput], count: int) -> FloatRows:
+        import torch
+
+        assert self._decoder is not None
+        with torch.inference_mode():
+            logits: FloatRows = self._decoder.decode(live, self._slots().stepped(live), count).numpy()
+        return logits
+
+    def _slots(self) -> KvCache:
+        if self._cache is None:
+            raise DeviceError("the CPU backend is not loaded")
+        return self._cache
+
+
+def _check_options(options: CpuOptions, spec: ModelSpec) -> None:
+    """ConfigurationError unless the options are in range for this model."""
+    for name, value, low in (
+        ("slots", options.slots, 1),
+        ("n_positions", options.n_positions, 2),
+        ("chunk", options.chunk, 1),
+        ("threads", options.threads, 0),
+    ):
+        if value < low:
+            raise ConfigurationError(f"{name} is {value}: it must be at least {low}")
+    if options.chunk > options.n_positions:
+        raise ConfigurationError(f"chunk {options.chunk} is over n_positions {options.n_positions}")
+    if options.n_positions > spec.max_position_embeddings:
+        raise ConfigurationError(
+            f"n_positions {options.n_positions} is over the model's max_position_embeddings "
+            f"{spec.max_position_embeddings}: lower n_positions"
+        )
+    if spec.sliding_window is not None and options.n_positions > spec.sliding_window:
+        raise ConfigurationError(
+            f"n_positions {options.n_positions} is over the model's sliding_window {spec.sliding_window}, and sliding "
+            f"attention is not supported: set n_positions to at most {spec.sliding_window}"
+        )
+
+
+def _check_memory(spec: ModelSpec, options: CpuOptions, dtype_bytes: int) -> None:
+    """OutOfMemoryError when weights and cache cannot fit: better than the kernel's killer in the middle of a load."""
+    # A tied embedding is kept twice: as rows to look up, and packed as the head.
+    copies = spec.vocab_size * spec.hidden_size * dtype_bytes if spec.tied else 0
+    weights = spec.weight_bytes(dtype_bytes) + copies
+    cache = options.slots * options.n_positions * spec.kv_bytes_per_token(dtype_bytes)
+    available = host.available_bytes()
+    if weights + cache > available:
+        raise OutOfMemoryError(
+            f"the model needs {weights / 1e9:.1f} GB for weights and {cache / 1e9:.1f} GB for {options.slots} slots of "
+            f"{options.n_positions} positions; {available / 1e9:.1f} GB are available"
+        )
+
+
+def _timed(run: Callable[[], FloatRows]) -> float:
+    """Seconds of `run`, whose numbers must be finite."""
+    began = time.perf_counter()
+    logits = run()
+    seconds = time.perf_counter() - began
+    if not np.isfinite(logits).all():
+        raise ConfigurationError("the warm-up gave logits that are not finite: the checkpoint is damaged")
+    return seconds
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Turns what torch raises into the errors of the contract."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError("the host has no memory left") from error
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise OutOfMemoryError(text) from error
+        raise DeviceError(f"torch failed: {text}") from error

@@ -1,0 +1,74 @@
+"""The KV cache of the CPU decoder: static slots, and which tokens each one holds.
+
+Knows the tokens so that a step which is repeated (a held slot) leaves the cache as it was, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.backend import StepError
+from models.protocol import SlotInput
+from models.spec import ModelSpec
+
+# Rows of every slot begin on a cache line at any head_dim: kernels may round differently by alignment.
+_POSITION_MULTIPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Where a decode step writes keys and values: row `rows[i]` of the step goes to (slots[i], positions[i])."""
+
+    rows: Tensor
+    slots: Tensor
+    positions: Tensor
+
+
+class KvCache:
+    """`layers[i]` is (slots, 2 * kv_heads, positions, head_dim): the keys of all heads, then the values."""
+
+    def __init__(self, spec: ModelSpec, slots: int, n_positions: int, dtype: torch.dtype) -> None:
+        padded = -(-n_positions // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
+        self.layers = torch.zeros((spec.layers, slots, 2 * spec.kv_heads, padded, spec.head_dim), dtype=dtype).unbind(0)
+        self._keys = [layer[:, : spec.kv_heads] for layer in self.layers]
+        self._values = [layer[:, spec.kv_heads :] for layer in self.layers]
+        self._tokens: list[list[int]] = [[] for _ in range(slots)]
+
+    def span(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `length` positions of a slot, each (1, kv_heads, length, head_dim)."""
+        one = slice(slot, slot + 1)
+        return self._keys[layer][one, :, :length], self._values[layer][one, :, :length]
+
+    def check_reachable(self, slot: int, position: int) -> None:
+        """StepError when writing at `position` would leave a gap behind what the slot holds."""
+        held = len(self._tokens[slot])
+        if position > held:
+            raise StepError(f"slot {slot} holds {held} tokens: position {position} would leave a gap")
+
+    def fed(self, slot: int, tokens: Sequence[int], position: int) -> None:
+        """Note that `tokens` are written from `position` on; what came behind is forgotten."""
+        self._tokens[slot][position:] = tokens
+
+    def stepped(self, live: Sequence[SlotInput]) -> Writes:
+        """Note one token a row, and answer which rows must be written: those that the slot does not hold already."""
+        fresh = [row for row, each in enumerate(live) if self._step(each)]
+        return Writes(
+            rows=torch.tensor(fresh, dtype=torch.int64),
+            slots=torch.tensor([live[row].slot for row in fresh], dtype=torch.int64),
+            positions=torch.tensor([live[row].position for row in fresh], dtype=torch.int64),
+        )
+
+    def forget(self) -> None:
+        """Every slot is empty."""
+        for tokens in self._tokens:
+            tokens.clear()
+
+    def _step(self, row: SlotInput) -> bool:
+        tokens = self._tokens[row.slot]
+        held = row.position < len(tokens) and tokens[row.position] == row.token
+        tokens[row.position :] = [row.token]
+        return not held

@@ -1,0 +1,127 @@
+"""The forward pass of a Llama-architecture decoder on torch: rows of tokens in, logits out.
+
+The weights of the RMS norms are folded into the linears behind them (see loading.py); the residual stream is float32.
+A decode step attends slot by slot, each over exactly its own length, so no shape in it depends on a neighbour.
+Knows nothing of what the rows mean beyond slot and position, and checks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.cpu.cache import KvCache, Writes
+from models.cpu.linear import Linear
+from models.cpu.rope import RotaryTables
+from models.protocol import SlotInput
+from models.spec import ModelSpec
+
+# (layer, heads): heads is (rows, heads + 2 * kv_heads, head_dim), turned; answers (rows, heads * head_dim).
+Attention = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The linears of one layer; `qkv` is the three projections stacked."""
+
+    qkv: Linear
+    output: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """`embedding`: (vocab_size, hidden_size). `head` answers (rows, vocab_size)."""
+
+    embedding: Tensor
+    layers: tuple[Layer, ...]
+    head: Linear
+
+
+class Decoder:
+    """A loaded model over the slots of one cache. `dtype` is that of the linears and the cache."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, cache: KvCache, rope: RotaryTables, dtype: torch.dtype
+    ) -> None:
+        self._spec = spec
+        self._weights = weights
+        self._cache = cache
+        self._rope = rope
+        self._dtype = dtype
+
+    def decode(self, live: Sequence[SlotInput], writes: Writes, count: int) -> Tensor:
+        """One token a row, computed as `count` rows: those behind `live` are idle. Logits float32 (live, vocab_size)."""
+        cache, spec = self._cache, self._spec
+        places = [(row.slot, row.position + 1) for row in live]
+        idle = count - len(live)
+        every_row = len(writes.rows) == count
+        unattended = torch.zeros((idle, spec.heads, 1, spec.head_dim), dtype=self._dtype)
+
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            written = heads[:, spec.heads :]
+            cache.layers[layer][writes.slots, :, writes.positions] = written if every_row else written[writes.rows]
+            queries = heads[:, : spec.heads].unsqueeze(2)
+            attended = [
+                functional.scaled_dot_product_attention(
+                    queries[row : row + 1], *cache.span(layer, slot, length), enable_gqa=True
+                )
+                for row, (slot, length) in enumerate(places)
+            ]
+            return torch.cat((*attended, unattended)).view(count, -1)
+
+        tokens = torch.tensor([row.token for row in live] + [0] * idle)
+        positions = torch.tensor([row.position for row in live] + [0] * idle)
+        return self._score(self._run(tokens, positions, attend))[: len(live)]
+
+    def feed(self, slot: int, tokens: Sequence[int], position: int, every_row: bool) -> Tensor:
+        """`tokens` into a slot from `position` on. Logits float32 (rows, vocab_size) of the last token, or of every one."""
+        cache, spec = self._cache, self._spec
+        end = position + len(tokens)
+        # From position 0 the kernel's own causal rule fits and skips half of the work.
+        mask = _causal_mask(position, end, self._dtype) if position and len(tokens) > 1 else None
+        causal = position == 0 and len(tokens) > 1
+
+        def attend(layer: int, heads: Tensor) -> Tensor:
+            cache.layers[layer][slot, :, position:end] = heads[:, spec.heads :].transpose(0, 1)
+            queries = heads[:, : spec.heads].transpose(0, 1).unsqueeze(0)
+            attended = functional.scaled_dot_product_attention(
+                queries, *cache.span(layer, slot, end), attn_mask=mask, is_causal=causal, enable_gqa=True
+            )
+            return attended[0].transpose(0, 1).reshape(len(tokens), -1)
+
+        hidden = self._run(torch.tensor(tokens), torch.arange(position, end), attend)
+        return self._score(hidden if every_row else hidden[-1:])
+
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attention) -> Tensor:
+        """The residual stream behind the last layer, float32 (rows, hidden_size)."""
+        spec = self._spec
+        rows, turned = len(tokens), spec.heads + spec.kv_heads
+        cos, sin = self._rope.at(positions)
+        hidden = self._weights.embedding[tokens].float()
+        for index, layer in enumerate(self._weights.layers):
+            heads = layer.qkv(self._normed(hidden)).view(rows, turned + spec.kv_heads, spec.head_dim)
+            self._rope.turn(heads[:, :turned], cos, sin)
+            hidden = layer.output.add(attend(index, heads), hidden)
+            normed = self._normed(hidden)
+            hidden = layer.down.add(layer.up.multiply(normed, layer.gate.swish(normed)), hidden)
+        return hidden
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        return self._weights.head(self._normed(hidden)).float()
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        normed = functional.rms_norm(hidden, (self._spec.hidden_size,), eps=self._spec.rms_norm_eps)
+        return normed.to(self._dtype)
+
+
+def _causal_mask(position: int, end: int, dtype: torch.dtype) -> Tensor:
+    """Additive (end - position, end): row i may see the columns up to position + i."""
+    mask = torch.full((end - position, end), float("-inf"), dtype=dtype)
+    return mask.triu(position + 1)

@@ -1,0 +1,53 @@
+"""What the backend asks of the machine: memory, processors, number formats, and torch set up for them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Literal
+
+from models.backend import ConfigurationError
+
+_BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+
+
+def import_torch(threads: int) -> None:
+    """Imports torch and sets its threads; 0 takes every processor that this process may use."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigurationError(f"the CPU backend needs torch: pip install 'neuronx-serve[cpu]' ({error})") from error
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def compute_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
+    """The dtype to compute in. "auto" takes bfloat16 only where the processor multiplies it: elsewhere it is slower."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if _BFLOAT16_FLAGS & _cpu_flags() else "float32"
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping, as the kernel estimates it."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_name() -> str:
+    """The processor's model name, as the kernel gives it."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _cpuinfo(key: str) -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,0 +1,274 @@
+"""The typed messages between the API process and a device worker.
+
+Both processes import this module, and the API process imports nothing else that a worker runs, so it
+needs msgspec alone: no numpy, no torch. A message is one msgpack frame (`encode`, `Decoder`); the first
+byte-level rule is the length prefix. Knows no HTTP, no scheduling and no device.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import msgspec
+
+FRAME_LIMIT = 256 * 1024 * 1024
+_HEADER = struct.Struct("<I")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn; the neutral value of a filter means that it is off.
+
+    `seed` and `choice` (the index within best_of) key the random numbers: see models/sampler.py.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    choice: int = 0
+    top_n_tokens: int = 0
+
+
+class SlotInput(msgspec.Struct, frozen=True):
+    """One row of a decode step: `token` is written at `position` of `slot`, its logits are wanted."""
+
+    slot: int
+    token: int
+    position: int
+
+
+# --- what a worker is told to load ------------------------------------------------------------------------------
+
+
+class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field="kind", forbid_unknown_fields=True):
+    """The CPU backend: torch with static slots.
+
+    `layout` "fixed" computes every row in one place and shape, so a slot's numbers never depend on its
+    neighbours (the guaranteed mode, with float32); "packed" computes only the live rows, faster when few are live.
+    """
+
+    slots: int = 8
+    n_positions: int = 2048
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    layout: Literal["fixed", "packed"] = "fixed"
+    threads: int = 0
+    chunk: int = 256
+
+
+class NeuronOptions(
+    msgspec.Struct, frozen=True, kw_only=True, tag="neuron", tag_field="kind", forbid_unknown_fields=True
+):
+    """The Neuron backend: transformers-neuronx with continuous batching over `tp_degree` NeuronCores."""
+
+    slots: int = 8
+    n_positions: int = 4096
+    tp_degree: int = 2
+    amp: Literal["bf16", "f16", "f32"] = "bf16"
+    quant: Literal["none", "s8"] = "none"
+    context_buckets: tuple[int, ...] = (256, 1024, 2048)
+    token_buckets: tuple[int, ...] = (1024, 4096)
+    artifacts: str = ""
+
+
+class SimulatedOptions(
+    msgspec.Struct, frozen=True, kw_only=True, tag="simulated", tag_field="kind", forbid_unknown_fields=True
+):
+    """A device with set times and a schedule of faults; its tokens are a function of the slot's own history.
+
+    Times are seconds. `faults` names what goes wrong at which call ("decode:12=exit", "load:0=configuration"):
+    see models/simulated.py.
+    """
+
+    slots: int = 8
+    n_positions: int = 2048
+    vocab_size: int = 512
+    step_s: float = 0.0
+    prefill_token_s: float = 0.0
+    load_s: float = 0.0
+    chunk: int = 0
+    answer_tokens: int = 0
+    eos_token: int = 2
+    faults: tuple[str, ...] = ()
+
+
+DeviceOptions = CpuOptions | NeuronOptions | SimulatedOptions
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded backend is and can do.
+
+    `chunk` > 0: a feed may start at any position, in pieces of at most `chunk` tokens ("extend"); 0: only whole
+    prompts from position 0, up to the largest of `context_buckets`. `candidates` > 0: decode may answer with that
+    many candidates a row. `step_s` and `feed_s` are measured seconds by bucket, in the order of the buckets.
+    """
+
+    slots: int
+    n_positions: int
+    vocab_size: int
+    context_buckets: tuple[int, ...] = ()
+    token_buckets: tuple[int, ...] = ()
+    chunk: int = 0
+    candidates: int = 0
+    prefill_logprobs: bool = False
+    device_sampling: bool = False
+    exact_replay: bool = False
+    dtype: str
+    device: str
+    load_s: float = 0.0
+    step_s: tuple[float, ...] = ()
+    feed_s: tuple[float, ...] = ()
+
+
+# --- commands: API process -> worker ----------------------------------------------------------------------------
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First command: do the host's share of loading `directory`, touching no device."""
+
+    model: str
+    directory: str
+    options: DeviceOptions
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The device is free now: load the weights and graphs, warm up, answer Ready."""
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker keeps of a sequence from its last feed on.
+
+    `emitted` are tokens that were delivered before a replay: they are fed again, with nothing sampled, and the
+    sequence goes on behind them. `max_new_tokens` counts them too. `history` is the prompt, for the penalties;
+    empty when no penalty needs it.
+    """
+
+    sampling: SamplingParams
+    eos: tuple[int, ...]
+    max_new_tokens: int
+    emitted: tuple[int, ...] = ()
+    history: tuple[int, ...] = ()
+
+
+class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Step: put `tokens` into `slot` from `position` on. `start` comes with the last piece of the prompt only."""
+
+    step: int
+    slot: int
+    sequence: int
+    tokens: tuple[int, ...]
+    position: int = 0
+    start: Start | None = None
+
+
+class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Step: one token for each live (slot, sequence); a sequence that ended in the step before is skipped.
+
+    A slot that is not named is released.
+    """
+
+    step: int
+    live: tuple[tuple[int, int], ...]
+
+
+Command = Stage | Load | Feed | Decode
+
+
+# --- reports: worker -> API process -----------------------------------------------------------------------------
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """`done` of `total` units of `phase` (bytes while staging and loading weights, graphs, warm-up steps)."""
+
+    phase: Literal["staging", "weights", "graphs", "warm-up"]
+    done: int
+    total: int
+
+
+class Staged(msgspec.Struct, frozen=True, tag=True):
+    """The host's share is done; the worker waits for Load."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Loaded and verified: steps may come."""
+
+    description: Description
+
+
+class Drawn(msgspec.Struct, frozen=True, array_like=True):
+    """One new token of one sequence. `top` is empty or (id, logprob) rows, best first.
+
+    `finish` is "" while the sequence goes on; "non_finite" means that the row held no usable number: no token was
+    drawn (`token` is -1) and the sequence must be replayed.
+    """
+
+    slot: int
+    sequence: int
+    token: int
+    logprob: float
+    finish: Literal["", "length", "eos_token", "non_finite"] = ""
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A step is done. A replaying or skipped sequence has no entry in `drawn`.
+
+    `device_s` and `sampling_s` are the seconds the backend and the sampler took, `idle_s` those between the end of
+    the previous step and the start of this one.
+    """
+
+    step: int
+    drawn: tuple[Drawn, ...] = ()
+    device_s: float = 0.0
+    sampling_s: float = 0.0
+    idle_s: float = 0.0
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The worker cannot go on and exits after this.
+
+    configuration: the model or its options cannot work here, a retry is pointless. memory: an allocation failed.
+    device: the device or its runtime failed. internal: a bug.
+    """
+
+    kind: Literal["configuration", "memory", "device", "internal"]
+    message: str
+
+
+Report = Progress | Staged | Ready | Stepped | Fault
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def encode(message: Command | Report) -> bytes:
+    """One frame: a little-endian u32 length, then msgpack."""
+    body = _encoder.encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+def frame_length(header: bytes) -> int:
+    """Length of the body that follows a 4-byte header; ValueError when no peer of ours could have sent it."""
+    (length,) = _HEADER.unpack(header)
+    if length > FRAME_LIMIT:
+        raise ValueError(f"a frame of {length} bytes is over the limit of {FRAME_LIMIT}: the stream is out of step")
+    return int(length)
+
+
+HEADER_BYTES = _HEADER.size
+
+
+def decode_command(body: bytes) -> Command:
+    """The command of a frame's body; msgspec.DecodeError when it is none."""
+    return _command_decoder.decode(body)
+
+
+def decode_report(body: bytes) -> Report:
+    """The report of a frame's body; msgspec.DecodeError when it is none."""
+    return _report_decoder.decode(body)

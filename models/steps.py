@@ -1,0 +1,153 @@
+"""Runs steps on a loaded backend and draws their tokens.
+
+It keeps what a slot needs between two steps (last token, position, end tokens, budget, sampler), so that the API
+process may plan a step before it has seen the tokens of the previous one. Knows no socket, no text, no scheduling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.backend import Backend, Candidates, DeviceError, Logits, Scores, TokenIds
+from models.protocol import Decode, Drawn, Feed, SlotInput, Start, Stepped
+from models.sampler import Choice, SequenceSampler, sample
+
+# Given row indices of the step just run: the same rows over the whole vocabulary.
+FullRows = Callable[[list[int]], Logits]
+
+
+@dataclass(slots=True)
+class Occupant:
+    """What sits in a slot. `last` is written at `position` by the next decode, or again if the slot is held."""
+
+    sequence: int
+    last: int
+    position: int
+    start: Start | None = None  # None while its prompt is still being fed
+    sampler: SequenceSampler | None = None
+    generated: int = 0
+
+    @property
+    def fed(self) -> bool:
+        return self.start is not None
+
+
+class Steps:
+    """Runs feeds and decodes of one loaded backend and draws their tokens."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._occupants: dict[int, Occupant] = {}
+        self._sampling_s = 0.0
+
+    def run(self, command: Feed | Decode) -> Stepped:
+        """The step's tokens. DeviceError when the numbers of several sequences are unusable at once."""
+        began = time.perf_counter()
+        self._sampling_s = 0.0
+        drawn = self._feed(command) if isinstance(command, Feed) else self._decode(command)
+        elapsed = time.perf_counter() - began
+        return Stepped(step=command.step, drawn=drawn, device_s=elapsed - self._sampling_s, sampling_s=self._sampling_s)
+
+    def _feed(self, feed: Feed) -> tuple[Drawn, ...]:
+        scores = self._backend.feed(feed.slot, feed.tokens, feed.position)
+        end = feed.position + len(feed.tokens)
+        start = feed.start
+        if start is None:
+            self._occupants[feed.slot] = Occupant(feed.sequence, feed.tokens[-1], end - 1)
+            return ()
+        occupant = Occupant(
+            feed.sequence,
+            feed.tokens[-1],
+            end - 1,
+            start,
+            SequenceSampler(start.sampling, start.history, start.emitted),
+        )
+        self._occupants[feed.slot] = occupant
+        return self._advance([feed.slot], scores, full=lambda rows: self._feed_again(feed, rows))
+
+    def _feed_again(self, feed: Feed, rows: list[int]) -> Logits:
+        """A feed always scores the whole vocabulary where the backend has no candidates for it."""
+        scores = self._backend.feed(feed.slot, feed.tokens, feed.position)
+        return _full_rows(scores, rows)
+
+    def _decode(self, decode: Decode) -> tuple[Drawn, ...]:
+        named = {slot: sequence for slot, sequence in decode.live}
+        for slot, occupant in list(self._occupants.items()):
+            if occupant.fed and named.get(slot) != occupant.sequence:
+                del self._occupants[slot]  # released by the scheduler: a stop string, a cancel
+        slots = [s for s in named if s in self._occupants and self._occupants[s].sequence == named[s]]
+        slots = [s for s in slots if self._occupants[s].fed]
+        if not slots:
+            return ()
+        # A slot whose prompt is half fed repeats its last token: left out, the device would overwrite its cache.
+        held = [slot for slot, occupant in self._occupants.items() if not occupant.fed]
+        inputs = [SlotInput(s, self._occupants[s].last, self._occupants[s].position) for s in (*slots, *held)]
+        scores = self._backend.decode(inputs)
+        return self._advance(slots, scores, full=lambda rows: _full_rows(self._backend.decode(inputs, full=True), rows))
+
+    def _advance(self, slots: list[int], scores: Scores, full: FullRows) -> tuple[Drawn, ...]:
+        """Move each slot on by one token: a replayed one where tokens of before are left, else a drawn one."""
+        fresh = [row for row, slot in enumerate(slots) if not self._replay(slot)]
+        if not fresh:
+            return ()
+        began = time.perf_counter()
+        samplers = [self._sampler(slots[row]) for row in fresh]
+        choices = sample(_rows(scores, fresh), samplers, lambda rows: full([fresh[row] for row in rows]))
+        self._sampling_s += time.perf_counter() - began
+        if len(choices) > 1 and sum(not choice.finite for choice in choices) > 1:
+            raise DeviceError(f"{sum(not choice.finite for choice in choices)} of {len(choices)} rows are not finite")
+        return tuple(self._draw(slots[row], choice) for row, choice in zip(fresh, choices, strict=True))
+
+    def _replay(self, slot: int) -> bool:
+        occupant = self._occupants[slot]
+        start = occupant.start
+        if start is None or occupant.generated >= len(start.emitted):
+            return False
+        self._append(occupant, start.emitted[occupant.generated])
+        return True
+
+    def _draw(self, slot: int, choice: Choice) -> Drawn:
+        occupant = self._occupants[slot]
+        if not choice.finite:
+            del self._occupants[slot]
+            return Drawn(slot, occupant.sequence, -1, 0.0, "non_finite")
+        self._append(occupant, choice.token)
+        start = occupant.start
+        assert start is not None
+        finish = ""
+        if occupant.generated >= start.max_new_tokens:  # before the end token: TGI reports `length` for both
+            finish = "length"
+        elif choice.token in start.eos:
+            finish = "eos_token"
+        if finish:
+            del self._occupants[slot]
+        return Drawn(slot, occupant.sequence, choice.token, choice.logprob, finish, choice.top)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _append(occupant: Occupant, token: int) -> None:
+        occupant.last = token
+        occupant.position += 1
+        occupant.generated += 1
+
+    def _sampler(self, slot: int) -> SequenceSampler:
+        sampler = self._occupants[slot].sampler
+        assert sampler is not None
+        return sampler
+
+
+def _rows(scores: Scores, rows: list[int]) -> Scores:
+    """The scores of `rows` only; the same object when that is all of them, in order."""
+    if isinstance(scores, Logits):
+        return scores if len(rows) == len(scores.rows) else Logits(scores.rows[rows])
+    if isinstance(scores, Candidates):
+        return Candidates(scores.ids[rows], scores.values[rows], scores.normalisers[rows])
+    return TokenIds(scores.ids[rows])
+
+
+def _full_rows(scores: Scores, rows: list[int]) -> Logits:
+    """The rows of a step that was asked for the whole vocabulary."""
+    if not isinstance(scores, Logits):
+        raise DeviceError(f"the backend was asked for full logits and answered with {type(scores).__name__}")
+    return Logits(scores.rows[rows])
