@@ -1,0 +1,99 @@
+"""Fields of a request whose shape a type alone cannot say: grammars, chat messages, stop, tool_choice.
+
+Each reader takes a JSON value and its path, as those of decode.py do, and raises Mismatch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from server.api.decode import Mismatch, child, plain, reader_of, wrong_type
+from server.text.messages import Message
+
+_GRAMMAR_TYPES = ("json", "regex", "json_schema")
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """A constraint on the output; `value` is a schema, a regex, or null where OpenAI's form has none."""
+
+    type: str
+    value: Any
+
+
+def read_grammar(value: Any, path: str) -> Grammar:
+    """TGI's {"type", "value"}, `json_object` being another name of `json`."""
+    members = _members(value, path, "adjacently tagged enum GrammarType")
+    kind = reader_of(str)(_required(members, "type", path), child(path, "type"))
+    if kind not in (*_GRAMMAR_TYPES, "json_object"):
+        expected = ", ".join(f"`{name}`" for name in _GRAMMAR_TYPES)
+        raise Mismatch(child(path, "type"), f"unknown variant `{kind}`, expected one of {expected}")
+    inside = _required(members, "value", path)
+    if kind == "regex":
+        inside = reader_of(str)(inside, child(path, "value"))
+    return Grammar("json" if kind == "json_object" else kind, inside)
+
+
+def read_response_format(value: Any, path: str) -> Grammar | None:
+    """A grammar; or OpenAI's own forms: json_schema beside its type, json_object alone, text for none."""
+    if value is None:
+        return None
+    members = _members(value, path, "adjacently tagged enum GrammarType")
+    kind = members.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_schema" and "value" not in members and "json_schema" in members:
+        return Grammar("json_schema", members["json_schema"])
+    if kind == "json_object" and "value" not in members:
+        return Grammar("json", None)
+    return read_grammar(value, path)
+
+
+def read_stop(value: Any, path: str) -> tuple[str, ...] | None:
+    """A list of strings or null, as TGI; a bare string too, as OpenAI."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return (value,)
+    stop: tuple[str, ...] = reader_of(tuple[str, ...])(value, path)
+    return stop
+
+
+def read_tool_choice(value: Any, path: str) -> str | None:
+    """A mode ("auto", "none", "required"), or the name of a function, bare or in OpenAI's object; None for auto."""
+    if value is None:
+        return None
+    members = plain(value)
+    if isinstance(members, dict):
+        members = members.get("function", members)
+        members = members.get("name") if isinstance(members, dict) else members
+    if not isinstance(members, str):
+        raise Mismatch(path, "data did not match any variant of untagged enum ToolType")
+    return members
+
+
+def read_message(value: Any, path: str) -> Message:
+    """A message with content or tool calls; serde tries both and names neither when none fits."""
+    members = _members(value, path, "struct Message")
+    reader_of(str)(_required(members, "role", path), child(path, "role"))
+    try:
+        message = msgspec.convert(members, Message)
+    except msgspec.ValidationError:
+        message = None
+    if message is None or (message.content is None and message.tool_calls is None):
+        raise Mismatch(path, "data did not match any variant of untagged enum MessageBody")
+    return message
+
+
+def _members(value: Any, path: str, expected: str) -> dict[str, Any]:
+    members = plain(value)
+    if not isinstance(members, dict):
+        raise wrong_type(value, path, expected)
+    return members
+
+
+def _required(members: dict[str, Any], name: str, path: str) -> Any:
+    if name not in members:
+        raise Mismatch(path, f"missing field `{name}`")
+    return members[name]

@@ -1,0 +1,204 @@
+"""The engine of one model: plan, run, deliver.
+
+Driven by events on the asyncio loop (a request comes, a step is done, a client leaves), with no task of its own: each
+event may send plans, so that one step is always queued behind the one that runs and the device never waits for
+Python. A worker that is lost or exchanged is detached; the sequences stay and are replayed on the next one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from models.protocol import Command, Decode, Description, Drawn, Feed, Stepped
+from server.core import Request, Timings
+from server.engine.generation import Generation
+from server.engine.scheduler import FeedPlan, Plan, Scheduler
+from server.errors import GenerationError, ServeError
+from server.observe.metrics import Metrics
+from server.text.tokenizer import Tokenizer
+
+DEPTH = 2
+REPLAYS_OF_A_BAD_ROW = 1
+
+
+class StepRunner(Protocol):
+    """What the engine needs of a worker."""
+
+    def send(self, command: Command) -> None: ...
+
+
+class Engine:
+    """All sequences of one model, in the order they came; with or without a worker to run them."""
+
+    def __init__(self, *, decode_per_feed: int, metrics: Metrics, on_ended: Callable[[], None]) -> None:
+        self._decode_per_feed = decode_per_feed
+        self._metrics = metrics
+        self._on_ended = on_ended
+        self._ids = itertools.count(1)
+        self._generations: dict[int, Generation] = {}
+        self._worker: StepRunner | None = None
+        self._scheduler: Scheduler | None = None
+        self._in_flight: deque[Plan] = deque()
+        self._head_since = 0.0
+        self.turns = 0
+        self.dropped_tokens = 0
+
+    # --- what it holds
+
+    @property
+    def waiting(self) -> int:
+        """Sequences without a slot: all of them while no worker is attached."""
+        return self._scheduler.waiting if self._scheduler else 0
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return self._scheduler.running if self._scheduler else 0
+
+    @property
+    def parked(self) -> int:
+        """Sequences without a worker: they wait for the model, or for its return."""
+        return 0 if self._scheduler else len(self._generations)
+
+    @property
+    def empty(self) -> bool:
+        return not self._generations
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Arrival of the oldest sequence (monotonic clock); None when there is none."""
+        return next((g.timings.arrived for g in self._generations.values()), None)
+
+    def step_age(self, now: float) -> float:
+        """Seconds the worker has been busy with the oldest step; 0 when it has none."""
+        return now - self._head_since if self._in_flight else 0.0
+
+    # --- events
+
+    def submit(self, request: Request, tokenizer: Tokenizer, timings: Timings) -> Generation:
+        """A new sequence, behind all others."""
+        generation = Generation(next(self._ids), request, tokenizer, timings, self._cancelled)
+        self._generations[generation.sequence] = generation
+        if self._scheduler:
+            self._scheduler.add(generation.sequence, len(request.prompt))
+            self._pump()
+        return generation
+
+    def attach(self, worker: StepRunner, description: Description) -> None:
+        """A loaded worker: everything that waits, or was cut off, runs on it from now on, oldest first."""
+        self._worker = worker
+        self._scheduler = Scheduler(
+            slots=description.slots, chunk=description.chunk, decode_per_feed=self._decode_per_feed
+        )
+        self._in_flight.clear()
+        for generation in self._generations.values():
+            self._scheduler.add(generation.sequence, len(generation.request.prompt))
+        self._pump()
+
+    def detach(self) -> None:
+        """The worker is gone: its sequences wait, with the tokens they have, for the next one."""
+        self._worker = self._scheduler = None
+        self._in_flight.clear()
+
+    def stop_admitting(self) -> None:
+        """Give no more slots; what runs goes on."""
+        if self._scheduler:
+            self._scheduler.admitting = False
+
+    def stepped(self, report: Stepped) -> None:
+        """A step is done: plan the next one first, then make text of the tokens while the device is busy."""
+        scheduler = self._scheduler
+        if scheduler is None or not self._in_flight or self._in_flight[0].step != report.step:
+            return  # of a worker that was detached
+        plan = self._in_flight.popleft()
+        self._head_since = time.monotonic()
+        self.turns += 1
+        for drawn in report.drawn:
+            self._settle(scheduler, drawn)
+        self._pump()
+        for drawn in report.drawn:
+            self._deliver(scheduler, drawn)
+        self._pump()
+        self._metrics.observe_step("prefill" if isinstance(plan, FeedPlan) else "decode", report.device_s)
+
+    def fail_all(self, error: Callable[[], ServeError]) -> None:
+        """End every sequence with an error of its own."""
+        for generation in list(self._generations.values()):
+            self._forget(generation)
+            generation.fail(error())
+
+    def fail_older_than(self, arrived: float, error: Callable[[], ServeError]) -> None:
+        """End the sequences that arrived before `arrived` (monotonic clock) and never ran."""
+        for generation in list(self._generations.values()):
+            if generation.timings.arrived < arrived and not generation.timings.started:
+                self._forget(generation)
+                generation.fail(error())
+
+    # --- inside
+
+    def _settle(self, scheduler: Scheduler, drawn: Drawn) -> None:
+        """Free the slots of sequences that the worker has ended."""
+        if drawn.finish in ("length", "eos_token"):
+            scheduler.remove(drawn.sequence)
+
+    def _deliver(self, scheduler: Scheduler, drawn: Drawn) -> None:
+        generation = self._generations.get(drawn.sequence)
+        if generation is None:
+            self.dropped_tokens += 1  # it ended, or its client left, while this step was queued
+        elif drawn.finish == "non_finite":
+            self._replay_bad_row(scheduler, generation)
+        else:
+            if not generation.emitted:
+                generation.timings.first_token = time.monotonic()
+            generation.deliver(drawn)
+            if generation.ended:
+                generation.timings.ended = time.monotonic()
+                self._forget(generation)
+
+    def _replay_bad_row(self, scheduler: Scheduler, generation: Generation) -> None:
+        generation.replays += 1
+        if generation.replays > REPLAYS_OF_A_BAD_ROW:
+            self._forget(generation)
+            generation.fail(GenerationError("the device returned no finite numbers for this sequence, twice"))
+        else:
+            scheduler.requeue(generation.sequence, len(generation.request.prompt))
+
+    def _cancelled(self, generation: Generation) -> None:
+        self._forget(generation)
+        self._pump()
+
+    def _forget(self, generation: Generation) -> None:
+        self._generations.pop(generation.sequence, None)
+        if self._scheduler:
+            self._scheduler.remove(generation.sequence)
+        self._on_ended()
+
+    def _pump(self) -> None:
+        """Keep DEPTH steps with the worker."""
+        while self._worker and self._scheduler and len(self._in_flight) < DEPTH:
+            plan = self._scheduler.plan()
+            if plan is None:
+                break
+            if not self._in_flight:
+                self._head_since = time.monotonic()
+            self._in_flight.append(plan)
+            self._worker.send(self._command(plan))
+
+    def _command(self, plan: Plan) -> Command:
+        if not isinstance(plan, FeedPlan):
+            return Decode(step=plan.step, live=plan.live)
+        generation = self._generations[plan.sequence]
+        if not generation.timings.started:
+            generation.timings.started = time.monotonic()
+        return Feed(
+            step=plan.step,
+            slot=plan.slot,
+            sequence=plan.sequence,
+            tokens=generation.request.prompt[plan.start : plan.stop],
+            position=plan.start,
+            start=generation.start() if plan.last else None,
+        )

@@ -1,0 +1,103 @@
+"""The listening socket, the signals and the end of the process: runs an app until it is told to stop.
+
+The socket listens before anything heavy is imported, so the first clients wait instead of being refused. SIGTERM and
+SIGINT stop gracefully: the listener stays open (new work is answered with 503) until running work is done; after the
+first one both signals have their default action, so a second ends the process at once, whatever it is doing.
+Knows no models: what stopping means is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+try:
+    import uvloop as loops
+except ImportError:  # uvloop has no build for this platform
+    import asyncio as loops  # type: ignore[no-redef]
+
+logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+KEEP_ALIVE_S = 75  # longer than the 60 s after which load balancers drop idle connections: they must close first
+LAST_WRITES_S = 5  # for clients to take the ends of their answers, once all work is over
+
+
+class CannotListen(OSError):
+    """The address cannot be listened on."""
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections from now on; CannotListen when the address is taken or not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while ")[0]  # what follows repeats the address
+        raise CannotListen(
+            f"cannot listen on {host} port {port}: {reason}. Choose with --hostname and --port"
+        ) from error
+
+
+def run(app: ASGIApp, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> bool:
+    """Serve `app` until a signal, then until `stop_gracefully` returns. False when the app did not start."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="on",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_WRITES_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        ws="none",
+    )
+    server = _Server(config)
+    loops.run(_serve(server, listening, stop_gracefully))
+    return server.started
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with the signals left to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(server: _Server, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> None:
+    asked = asyncio.create_task(_first_signal())
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    host, port = listening.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
+    if not asked.cancel():
+        logger.info("%s: running work is finished first; a second signal ends at once", asked.result().name)
+        try:
+            await stop_gracefully()
+        finally:
+            server.should_exit = True
+    await serving
+
+
+async def _first_signal() -> signal.Signals:
+    """Wait for a signal, then give both their default action."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def first(number: signal.Signals) -> None:
+        for each in SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        if not arrived.done():
+            arrived.set_result(number)
+
+    for each in SIGNALS:
+        loop.add_signal_handler(each, first, each)
+    return await arrived
