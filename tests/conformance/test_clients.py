@@ -1,0 +1,72 @@
+"""The clients people have, unmodified, over a real socket, against the real small model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+from huggingface_hub import InferenceClient
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_huggingface_hub_text_generation(smollm2: Any) -> None:
+    client = InferenceClient(base_url=smollm2.url)
+    plain = client.text_generation("The capital of France is", max_new_tokens=8, return_full_text=False)
+    assert "Paris" in plain
+    assert "".join(client.text_generation("The capital of France is", max_new_tokens=8, stream=True)) == plain
+
+
+def test_the_root_route_returns_the_prompt_too_as_tgi_does(smollm2: Any) -> None:
+    answer = InferenceClient(base_url=smollm2.url).text_generation("The capital of France is", max_new_tokens=2)
+    assert answer.startswith("The capital of France is ")
+
+
+def test_huggingface_hub_text_generation_with_details(smollm2: Any) -> None:
+    client = InferenceClient(base_url=smollm2.url)
+    answer = client.text_generation(
+        "The capital of France is", max_new_tokens=8, details=True, return_full_text=False
+    )
+    assert answer.details.generated_tokens == 8
+    assert answer.details.finish_reason == "length"
+    *_, last = client.text_generation(
+        "The capital of France is", max_new_tokens=8, details=True, stream=True, return_full_text=False
+    )
+    assert last.generated_text == answer.generated_text
+
+
+def test_huggingface_hub_chat_completion(smollm2: Any) -> None:
+    client = InferenceClient(base_url=smollm2.url)
+    plain = client.chat_completion(QUESTION, max_tokens=12, temperature=0)
+    text = plain.choices[0].message.content
+    assert "Paris" in text
+    chunks = client.chat_completion(QUESTION, max_tokens=12, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
+
+
+def test_openai_chat_completion(smollm2: Any) -> None:
+    with openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-") as client:
+        plain = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=12, temperature=0)
+        text = plain.choices[0].message.content
+        assert "Paris" in text
+        assert plain.usage.completion_tokens == plain.usage.total_tokens - plain.usage.prompt_tokens <= 12
+        chunks = client.chat.completions.create(
+            model=MODEL, messages=QUESTION, max_tokens=12, temperature=0, stream=True
+        )
+        assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
+
+
+def test_openai_models(smollm2: Any) -> None:
+    with openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-") as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_openai_sees_a_clients_mistake_as_422(smollm2: Any) -> None:
+    with openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-", max_retries=0) as client:
+        try:
+            client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=-1)
+        except openai.UnprocessableEntityError as error:
+            assert "`temperature` must be strictly positive" in str(error)
+        else:
+            raise AssertionError("a negative temperature was accepted")

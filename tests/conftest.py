@@ -1,0 +1,143 @@
+"""Real servers for the tests: the command line in a process of its own, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Server:
+    """A running `neuronx-serve serve`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=300)
+
+    def wait_available(self, seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not available after {seconds} s:\n{self.log.read_text()}")
+
+    def worker_pid(self) -> int:
+        """The device worker: the child that runs models/__main__.py."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return next(int(pid) for pid in children if b"models/__main__.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """serve(toml text, *flags, env={}) -> Server, listening; the model may still be loading."""
+    servers: list[Server] = []
+
+    def start(toml: str, *flags: str, env: dict[str, str] | None = None) -> Server:
+        directory = tmp_path_factory.mktemp("serve")
+        (directory / "server.toml").write_text(toml)
+        port = free_port()
+        log = directory / "server.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "server.cli", "serve", "--config", str(directory / "server.toml")]
+                + ["--port", str(port), *flags],
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, log)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def events(response: httpx.Response) -> Iterator[Any]:
+    """The JSON of each SSE event of a streamed response."""
+    for line in response.iter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line[len("data: ") :])
+
+
+@pytest.fixture(scope="session")
+def read_events() -> Callable[[httpx.Response], Iterator[Any]]:
+    return events
+
+
+CPU_TOML = """
+[worker]
+restarts = 20
+restart_window = 60
+
+[[models]]
+id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+path = "cache:SmolLM2-135M-Instruct"
+[models.device]
+kind = "cpu"
+slots = 8
+n_positions = 1024
+dtype = "float32"
+layout = "fixed"
+"""
+
+
+@pytest.fixture(scope="session")
+def smollm2(serve: Serve, embedded_set_up: None) -> Server:
+    """A server of the real small model in the guaranteed mode, available."""
+    server = serve(CPU_TOML)
+    server.wait_available()
+    return server
+
+
+@pytest.fixture(scope="session")
+def embedded_set_up() -> None:
+    """The embedded model's own set-up, as scripts/serve runs it."""
+    subprocess.run([sys.executable, "-m", "models.cpu.embedded"], cwd=ROOT, check=True)

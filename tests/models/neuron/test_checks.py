@@ -1,0 +1,73 @@
+"""What is refused before anything loads, each with its value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from models.backend import ConfigurationError
+from models.neuron.checks import check
+from models.protocol import NeuronOptions
+from models.spec import read_spec
+
+OPTIONS = NeuronOptions(n_positions=256, context_buckets=(64, 128), token_buckets=(128, 256))
+
+Checkpoint = Callable[..., Path]
+
+
+def _refusal(directory: Path, options: NeuronOptions) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        check(read_spec(directory), options)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "codellama"])
+def test_the_three_families_pass(tiny_checkpoint: Checkpoint, family: str) -> None:
+    check(read_spec(tiny_checkpoint(family)), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "text"),
+    [
+        ("llama3", {"attention_bias": True}, "biases"),
+        ("llama3", {"mlp_bias": True}, "biases"),
+        ("mistral", {"head_dim": 32}, "head_dim 32"),
+        ("mistral", {"sliding_window": 128}, "n_positions 256 is above the model's sliding_window, 128"),
+        ("llama3", {"max_position_embeddings": 128}, "max_position_embeddings, 128"),
+    ],
+)
+def test_a_model_that_the_graphs_would_compute_wrongly_is_refused(
+    tiny_checkpoint: Checkpoint, family: str, overrides: dict[str, Any], text: str
+) -> None:
+    assert text in _refusal(tiny_checkpoint(family, **overrides), OPTIONS)
+
+
+def test_a_sliding_window_that_is_never_left_passes(tiny_checkpoint: Checkpoint) -> None:
+    check(read_spec(tiny_checkpoint("mistral", sliding_window=256)), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"slots": 0}, "slots is 0"),
+        ({"tp_degree": 3}, "tp_degree is 3"),
+        ({"context_buckets": ()}, "context_buckets is []"),
+        ({"context_buckets": (128, 64)}, "context_buckets is [128, 64]"),
+        ({"context_buckets": (64, 64)}, "context_buckets is [64, 64]"),
+        ({"context_buckets": (1, 64)}, "context_buckets is [1, 64]"),
+        ({"context_buckets": (64, 512)}, "context_buckets is [64, 512]"),
+        ({"token_buckets": (128, 512)}, "token_buckets is [128, 512]"),
+        ({"token_buckets": (128,)}, "token_buckets ends at 128: it must end at n_positions, 256"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(tiny_checkpoint: Checkpoint, change: dict[str, Any], text: str) -> None:
+    assert text in _refusal(tiny_checkpoint("llama3"), msgspec.structs.replace(OPTIONS, **change))
+
+
+def test_a_refusal_names_everything_that_is_wrong(tiny_checkpoint: Checkpoint) -> None:
+    text = _refusal(tiny_checkpoint("llama3", mlp_bias=True), msgspec.structs.replace(OPTIONS, slots=0, tp_degree=3))
+    assert [word in text for word in ("biases", "slots", "tp_degree")] == [True] * 3

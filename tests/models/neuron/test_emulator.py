@@ -1,0 +1,25 @@
+"""The Neuron backend on the real transformers-neuronx, which the emulator runs on this machine's processor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+TESTS = ["tests/models/test_backend_contract.py", "tests/models/neuron"]
+DESELECTED = ["-k", "not cpu and not simulated", "--deselect", "tests/models/neuron/test_emulator.py"]
+
+
+def test_the_real_library_passes_what_the_fake_passes(emulated_worker: Any, request: pytest.FixtureRequest) -> None:
+    """In the emulator's interpreter: the contract of backends, that of the library, and the numbers."""
+    run = subprocess.run(
+        [str(emulated_worker.python), "-m", "pytest", "-q", *DESELECTED, *TESTS],
+        cwd=request.config.rootpath,
+        env={**os.environ, **emulated_worker.environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

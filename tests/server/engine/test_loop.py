@@ -1,0 +1,219 @@
+"""The engine over the real worker steps and the simulated device: texts, order, faults, cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from models.protocol import Decode, Feed, SamplingParams
+from server.core import Output, Request
+from server.engine.generation import Generation
+from server.engine.loop import DEPTH
+from server.errors import GenerationError, ServeError
+
+Bench = Any
+
+
+GREEDY = SamplingParams()
+
+
+def request(
+    prompt: tuple[int, ...], max_new_tokens: int = 12, sampling: SamplingParams = GREEDY, stop: tuple[str, ...] = ()
+) -> Request:
+    return Request(model="m", prompt=prompt, text="", max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+
+def read(generation: Generation) -> list[Output]:
+    async def collect() -> list[Output]:
+        return [output async for output in generation]
+
+    return asyncio.run(collect())
+
+
+def tokens(generation: Generation) -> list[int]:
+    return [output.token.id for output in read(generation)]
+
+
+def prompts(count: int, seed: int = 1) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(1, 200) for _ in range(rng.randrange(1, 20))) for _ in range(count)]
+
+
+def alone(bench: Callable[..., Bench], wanted: Request, **options: Any) -> list[int]:
+    one = bench(**options)
+    generation = one.submit(wanted)
+    one.run()
+    return tokens(generation)
+
+
+def test_a_request_ends_by_length_with_as_many_tokens_as_it_asked_for(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    generation = one.submit(request((5, 6, 7), 9))
+    one.run()
+    outputs = read(generation)
+    assert [output.index for output in outputs] == list(range(1, 10))
+    assert outputs[-1].finish is not None
+    assert (outputs[-1].finish.reason, outputs[-1].finish.generated_tokens) == ("length", 9)
+    assert all(output.finish is None for output in outputs[:-1])
+    assert one.engine.empty
+
+
+def test_the_end_token_ends_it(bench: Callable[..., Bench]) -> None:
+    one = bench(eos_token=255, answer_tokens=4)
+    generation = one.submit(request((5, 6, 7), 50))
+    one.run()
+    outputs = read(generation)
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.reason == "eos_token"
+    assert outputs[-1].token.id == 255
+
+
+def test_two_steps_are_with_the_worker_while_there_is_work(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.submit(request((1, 2), 30))
+    for _ in range(20):
+        assert len(one.worker._queue) == DEPTH
+        one.step()
+
+
+def test_every_live_sequence_is_in_every_decode(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    for prompt in prompts(4):
+        one.submit(request(prompt, 20))
+    one.run()
+    live: set[int] = set()
+    for command in one.worker.commands:
+        if isinstance(command, Feed):
+            live.add(command.sequence)
+        else:
+            assert {sequence for _, sequence in command.live} <= live
+    widest = max(len(command.live) for command in one.worker.commands if isinstance(command, Decode))
+    assert widest == 4
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_texts_are_those_of_each_request_alone(bench: Callable[..., Bench], chunk: int) -> None:
+    wanted = [request(prompt, 5 + i % 17) for i, prompt in enumerate(prompts(12))]
+    expected = [alone(bench, each, chunk=chunk) for each in wanted]
+    together = bench(chunk=chunk)
+    generations = []
+    for index, each in enumerate(wanted):
+        generations.append(together.submit(each))
+        for _ in range(index % 4):
+            together.step()
+    together.run()
+    assert [tokens(generation) for generation in generations] == expected
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(do_sample=True, temperature=1.5, seed=11)])
+def test_a_worker_that_is_replaced_at_any_step_changes_nothing(
+    bench: Callable[..., Bench], sampling: SamplingParams
+) -> None:
+    wanted = [request(prompt, 10, sampling) for prompt in prompts(6)]
+    expected = [alone(bench, each) for each in wanted]
+    for cut in range(0, 60, 3):
+        many = bench()
+        generations = [many.submit(each) for each in wanted]
+        for _ in range(cut):
+            many.step()
+        many.engine.detach()
+        many.attach()
+        many.run()
+        assert [tokens(generation) for generation in generations] == expected
+
+
+def test_a_cancelled_sequence_leaves_within_two_steps_and_disturbs_nobody(bench: Callable[..., Bench]) -> None:
+    wanted = [request(prompt, 15) for prompt in prompts(3)]
+    expected = [alone(bench, each) for each in wanted]
+    many = bench()
+    generations = [many.submit(each) for each in wanted]
+    for _ in range(8):
+        many.step()
+    generations[1].cancel()
+    for _ in range(DEPTH):
+        many.step()
+    last = many.worker.commands[-1]
+    assert isinstance(last, Decode)
+    assert generations[1].sequence not in {sequence for _, sequence in last.live}
+    many.run()
+    assert [tokens(generations[0]), tokens(generations[2])] == [expected[0], expected[2]]
+    assert many.engine.dropped_tokens > 0
+
+
+def test_a_stop_string_frees_the_slot(bench: Callable[..., Bench]) -> None:
+    probe = bench()
+    generation = probe.submit(request((9, 8, 7), 12))
+    probe.run()
+    texts = [output.token.text for output in read(generation)]
+    index, stop = next((i, text) for i, text in enumerate(texts) if i >= 2 and text and text not in texts[:i])
+    one = bench()
+    stopped = one.submit(request((9, 8, 7), 12, stop=(stop,)))
+    one.run()
+    outputs = read(stopped)
+    assert len(outputs) == index + 1
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.reason == "stop_sequence"
+    assert outputs[-1].finish.text.endswith(stop)
+    assert one.engine.running == 0
+
+
+def test_one_bad_row_is_replayed_once(bench: Callable[..., Bench]) -> None:
+    expected = alone(bench, request((1, 2, 3), 12))
+    one = bench(faults=("decode:5=nan",))
+    generation = one.submit(request((1, 2, 3), 12))
+    one.run()
+    assert tokens(generation) == expected
+
+
+def test_a_row_that_is_bad_twice_ends_its_sequence_alone(bench: Callable[..., Bench]) -> None:
+    one = bench(faults=("feed:0=nan", "feed:1=nan"))
+    generation = one.submit(request((1, 2, 3), 12))
+    one.run()
+    with pytest.raises(GenerationError, match="no finite numbers"):
+        read(generation)
+    again = one.submit(request((1, 2, 3), 12))
+    one.run()
+    assert len(tokens(again)) == 12
+
+
+def test_every_request_ends_exactly_once_over_random_histories(bench: Callable[..., Bench]) -> None:
+    for seed in range(40):
+        rng = random.Random(seed)
+        wanted = [request(prompt, rng.randrange(1, 14)) for prompt in prompts(10, seed)]
+        expected = [alone(bench, each, chunk=5) for each in wanted]
+        many = bench(chunk=5)
+        generations: list[Generation] = []
+        cancelled: set[int] = set()
+        while len(generations) < len(wanted) or many.worker.busy:
+            event = rng.random()
+            if event < 0.15 and len(generations) < len(wanted):
+                generations.append(many.submit(wanted[len(generations)]))
+            elif event < 0.18 and generations:
+                index = rng.randrange(len(generations))
+                if not generations[index].ended:
+                    cancelled.add(index)
+                generations[index].cancel()
+            elif event < 0.20:
+                many.engine.detach()
+                many.attach()
+            else:
+                many.step()
+        for index, generation in enumerate(generations):
+            got = tokens(generation)
+            assert generation.ended, seed
+            assert got == (expected[index][: len(got)] if index in cancelled else expected[index]), (seed, index)
+        assert many.engine.empty, seed
+
+
+def test_fail_all_ends_each_with_its_own_error(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    generations = [one.submit(request(prompt)) for prompt in prompts(6)]
+    one.engine.fail_all(lambda: GenerationError("gone"))
+    for generation in generations:
+        with pytest.raises(ServeError, match="gone"):
+            read(generation)
+    assert one.engine.empty

@@ -1,0 +1,172 @@
+"""The scheduler's rules, each by hand, and all of them over random histories."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+
+
+def kinds(plans: list[Plan | None]) -> list[str]:
+    return ["none" if p is None else "feed" if isinstance(p, FeedPlan) else "decode" for p in plans]
+
+
+def take(scheduler: Scheduler, count: int) -> list[Plan | None]:
+    return [scheduler.plan() for _ in range(count)]
+
+
+def test_nothing_to_do() -> None:
+    assert Scheduler(slots=2).plan() is None
+
+
+def test_a_prompt_is_fed_and_then_decoded() -> None:
+    scheduler = Scheduler(slots=2)
+    scheduler.add(7, 5)
+    assert scheduler.plan() == FeedPlan(step=1, slot=0, sequence=7, start=0, stop=5, last=True)
+    assert scheduler.plan() == DecodePlan(step=2, live=((0, 7),))
+
+
+def test_first_come_first_served() -> None:
+    scheduler = Scheduler(slots=3, decode_per_feed=0)
+    for sequence in (5, 3, 9):
+        scheduler.add(sequence, 1)
+    fed = [plan.sequence for plan in take(scheduler, 3) if isinstance(plan, FeedPlan)]
+    assert fed == [5, 3, 9]
+
+
+@pytest.mark.parametrize("decode_per_feed", [1, 3])
+def test_live_sequences_are_decoded_between_two_feeds(decode_per_feed: int) -> None:
+    scheduler = Scheduler(slots=3, decode_per_feed=decode_per_feed)
+    for sequence in range(3):
+        scheduler.add(sequence, 1)
+    between = ["decode"] * decode_per_feed
+    assert kinds(take(scheduler, 3 + 2 * decode_per_feed)) == ["feed", *between, "feed", *between, "feed"]
+
+
+def test_nobody_is_waited_for_when_nobody_is_live() -> None:
+    scheduler = Scheduler(slots=2, decode_per_feed=5)
+    scheduler.add(1, 1)
+    assert kinds(take(scheduler, 1)) == ["feed"]
+    scheduler.remove(1)
+    scheduler.add(2, 1)
+    assert kinds(take(scheduler, 1)) == ["feed"]
+
+
+def test_a_long_prompt_stalls_the_live_ones_by_one_chunk_at_a_time() -> None:
+    scheduler = Scheduler(slots=2, chunk=4)
+    scheduler.add(1, 4)
+    assert kinds(take(scheduler, 2)) == ["feed", "decode"]
+    scheduler.add(2, 10)
+    plans = take(scheduler, 6)
+    assert kinds(plans) == ["feed", "decode", "feed", "decode", "feed", "decode"]
+    pieces = [(p.start, p.stop, p.last) for p in plans if isinstance(p, FeedPlan)]
+    assert pieces == [(0, 4, False), (4, 8, False), (8, 10, True)]
+    assert plans[-1] == DecodePlan(step=8, live=((0, 1), (1, 2)))
+
+
+def test_a_freed_slot_is_used_again_and_a_full_device_makes_wait() -> None:
+    scheduler = Scheduler(slots=1)
+    scheduler.add(1, 1)
+    scheduler.add(2, 1)
+    assert kinds(take(scheduler, 3)) == ["feed", "decode", "decode"]
+    scheduler.remove(1)
+    assert scheduler.plan() == FeedPlan(step=4, slot=0, sequence=2, start=0, stop=1, last=True)
+
+
+def test_a_sequence_cancelled_while_it_is_fed_gives_its_slot_back() -> None:
+    scheduler = Scheduler(slots=1, chunk=2)
+    scheduler.add(1, 5)
+    scheduler.plan()
+    scheduler.remove(1)
+    scheduler.add(2, 1)
+    assert scheduler.plan() == FeedPlan(step=2, slot=0, sequence=2, start=0, stop=1, last=True)
+
+
+def test_a_requeued_sequence_is_fed_again_before_the_others() -> None:
+    scheduler = Scheduler(slots=1)
+    scheduler.add(1, 3)
+    scheduler.add(2, 1)
+    scheduler.plan()
+    scheduler.requeue(1, 3)
+    assert scheduler.plan() == FeedPlan(step=2, slot=0, sequence=1, start=0, stop=3, last=True)
+
+
+def test_a_draining_scheduler_finishes_what_runs_and_admits_nobody() -> None:
+    scheduler = Scheduler(slots=2, chunk=2)
+    scheduler.add(1, 3)
+    scheduler.plan()
+    scheduler.admitting = False
+    scheduler.add(2, 1)
+    assert kinds(take(scheduler, 3)) == ["feed", "decode", "decode"]
+    assert (scheduler.running, scheduler.waiting) == (1, 1)
+
+
+class Histories(RuleBasedStateMachine):
+    """Random arrivals, ends and cancels against a model of what each slot holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots, self.chunk, self.decode_per_feed = 3, 4, 2
+        self.scheduler = Scheduler(slots=self.slots, chunk=self.chunk, decode_per_feed=self.decode_per_feed)
+        self.prompts: dict[int, int] = {}
+        self.fed: dict[int, int] = {}
+        self.slot_of: dict[int, int] = {}
+        self.order: list[int] = []
+        self.next_sequence = 0
+        self.decodes = 0
+
+    @rule(prompt=st.integers(1, 11))
+    def arrive(self, prompt: int) -> None:
+        self.next_sequence += 1
+        self.prompts[self.next_sequence] = prompt
+        self.order.append(self.next_sequence)
+        self.scheduler.add(self.next_sequence, prompt)
+
+    @precondition(lambda self: self.prompts)
+    @rule(data=st.data())
+    def end_or_cancel(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(sorted(self.prompts)))
+        self.scheduler.remove(sequence)
+        for known in (self.prompts, self.fed, self.slot_of):
+            known.pop(sequence, None)
+        if sequence in self.order:
+            self.order.remove(sequence)
+
+    @rule()
+    def step(self) -> None:
+        live = {s for s in self.fed if self.fed[s] == self.prompts[s]}
+        plan = self.scheduler.plan()
+        if plan is None:
+            assert not live
+            assert not self.prompts
+        elif isinstance(plan, DecodePlan):
+            assert {sequence for _, sequence in plan.live} == live
+            assert all(self.slot_of[sequence] == slot for slot, sequence in plan.live)
+            self.decodes += 1
+        else:
+            self.check_feed(plan, bool(live))
+
+    def check_feed(self, plan: FeedPlan, somebody_is_live: bool) -> None:
+        assert not somebody_is_live or self.decodes >= self.decode_per_feed
+        self.decodes = 0
+        assert plan.start == self.fed.get(plan.sequence, 0)
+        assert 0 < plan.stop - plan.start <= self.chunk
+        assert plan.last == (plan.stop == self.prompts[plan.sequence])
+        if plan.start == 0:
+            assert self.order.pop(0) == plan.sequence
+            assert plan.slot not in self.slot_of.values()
+            self.slot_of[plan.sequence] = plan.slot
+        assert self.slot_of[plan.sequence] == plan.slot
+        self.fed[plan.sequence] = plan.stop
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.scheduler.running == len(self.slot_of) <= self.slots
+        assert self.scheduler.waiting == len(self.order)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
