@@ -100,10 +100,15 @@ class SafetensorsCheckpoint:
         self._stack = ExitStack()
 
     def read(self, name: str) -> torch.Tensor:
+        from safetensors import SafetensorError
+
         file = self.entries[name].file
-        if file not in self._open:
-            self._open[file] = self._stack.enter_context(_map_safetensors(file))
-        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        try:
+            if file not in self._open:
+                self._open[file] = self._stack.enter_context(_map_safetensors(file))
+            tensor: torch.Tensor = self._open[file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from error
         return tensor
 
     def __enter__(self) -> SafetensorsCheckpoint:

@@ -35,8 +35,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Shortlist:
     """Entries of one row, and what is known of the others.
 
-    `ids` ascend; `values` are processed logits, the row's highest is 0. No unlisted value is above `bound` (-inf:
-    nothing that counts is unlisted). The sum of exp(value) over the whole row lies within `mass` (low, high).
+    `ids` ascend; `values` are processed logits, finite, the row's highest is 0. No unlisted value is above `bound`
+    (-inf: nothing that counts is unlisted). The sum of exp(value) over the whole row lies within `mass` (low, high).
     """
 
     ids: Ids
@@ -146,9 +146,10 @@ def top_p(listed: Shortlist, p: float) -> Shortlist | None:
 
     Ties at the border are taken in ascending id, so that the set is one and the same everywhere.
     """
+    if not listed.complete and mass_of(listed.values) < p * listed.mass[0]:
+        return None
     descending: Floats = -np.sort(-listed.values)
-    before: Doubles = np.cumsum(weights_of(descending), dtype=np.float64)
-    before = np.concatenate(([0.0], before[:-1]))
+    before = np.concatenate(([0.0], running(weights_of(descending))[:-1]))
     fewest, most = (max(int(np.searchsorted(before, p * mass)), 1) for mass in listed.mass)
     if fewest != most or (most == before.size and not listed.complete):
         return None
@@ -170,19 +171,25 @@ def typical(listed: Shortlist, p: float) -> Shortlist | None:
         return None
     weights = weights_of(listed.values)
     total = listed.mass[0]
-    finite = listed.values > -math.inf
-    entropy = math.log(total) - float(np.sum(weights[finite] * listed.values[finite], dtype=np.float64)) / total
-    distance = np.abs(math.log(total) - listed.values - entropy).astype(np.float32)
+    entropy = math.log(total) - float(np.dot(weights.astype(np.float64), listed.values)) / total
+    distance: Floats = np.abs(np.float32(math.log(total) - entropy) - listed.values)
     count = SHORT
     while True:
         nearest, _ = largest(-distance, count)
-        nearest = nearest[np.argsort(distance[nearest], kind="stable")]
-        reached: Doubles = np.cumsum(weights[nearest], dtype=np.float64)
-        if reached[-1] >= p * total or count >= distance.size:
+        nearest = nearest[np.argsort(distance[nearest])]
+        reached = running(weights[nearest])
+        if reached[-1] >= p * total or nearest.size == distance.size:
             break
-        count *= 16
+        count *= 64
     last = min(int(np.searchsorted(reached, p * total)), nearest.size - 1)
     return _kept(listed, distance <= distance[nearest[last]])
+
+
+def running(weights: Floats) -> Doubles:
+    """Cumulative sums in float64."""
+    # numpy is several times slower when it converts while it accumulates.
+    sums: Doubles = np.cumsum(weights.astype(np.float64))
+    return sums
 
 
 def _kept(listed: Shortlist, keep: npt.NDArray[np.bool_]) -> Shortlist:
@@ -200,13 +207,13 @@ def pick(weights: Floats, number: float) -> int:
     strides = weights.size // _STRIDE
     head = weights[: strides * _STRIDE].reshape(strides, _STRIDE).sum(axis=1, dtype=np.float64)
     tail = weights[strides * _STRIDE :].sum(dtype=np.float64)
-    running: Doubles = np.cumsum(np.append(head, tail))
-    target = number * running[-1]
-    stride = min(int(np.searchsorted(running, target, side="right")), strides)
+    across: Doubles = np.cumsum(np.append(head, tail))
+    target = number * across[-1]
+    stride = min(int(np.searchsorted(across, target, side="right")), strides)
     start = stride * _STRIDE
     if stride:
-        target -= running[stride - 1]
-    within: Doubles = np.cumsum(weights[start : start + _STRIDE], dtype=np.float64)
+        target -= across[stride - 1]
+    within = running(weights[start : start + _STRIDE])
     index = start + int(np.searchsorted(within, target, side="right"))
     if index < min(start + _STRIDE, weights.size) and weights[index] > 0.0:
         return index
@@ -215,15 +222,12 @@ def pick(weights: Floats, number: float) -> int:
 
 
 def best(listed: Shortlist, count: int) -> tuple[tuple[int, float], ...] | None:
-    """The `count` largest with all ties at the border, best first, as (id, value); None if the list is too short.
-
-    Entries at -inf (masked or filtered) are never among them.
-    """
+    """The `count` largest with all ties at the border, best first, as (id, value); None if the list is too short."""
     if count == 0:
         return ()
     border = _border(listed, count)
     if border is None:
         return None
-    keep = np.flatnonzero((listed.values >= border) & (listed.values > -math.inf))
+    keep = np.flatnonzero(listed.values >= border)
     keep = keep[np.argsort(-listed.values[keep], kind="stable")]
     return tuple((int(listed.ids[i]), float(listed.values[i])) for i in keep)

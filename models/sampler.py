@@ -224,31 +224,35 @@ def _proven(ids: Ids, values: Floats, normaliser: float, sampler: SequenceSample
     """The Choice that the whole row gives, or None where these candidates do not prove it."""
     if not (np.isfinite(values[0]) and math.isfinite(normaliser)) or np.isnan(values).any():
         return NOT_FINITE
+    bound = values.min()
     order = np.argsort(ids)
+    order = order[values[order] > -math.inf]
     params = sampler.params
     if not params.do_sample:
-        return _proven_greedy(ids[order], values[order], normaliser, sampler)
-    listed = _processed(ids[order], values[order], normaliser, sampler)
+        return _proven_greedy(ids[order], values[order], bound, normaliser, sampler)
+    listed = _processed(ids[order], values[order], bound, normaliser, sampler)
     left = survivors(listed, params) if listed is not None else None
     # Without a filter that cut the list down, the draw runs over the whole row.
     return _draw(left, sampler) if left is not None and left.complete else None
 
 
-def _proven_greedy(ids: Ids, values: Floats, normaliser: float, sampler: SequenceSampler) -> Choice | None:
+def _proven_greedy(
+    ids: Ids, values: Floats, bound: np.float32, normaliser: float, sampler: SequenceSampler
+) -> Choice | None:
     """Argmax and best n of candidates in ascending id; a penalty would change a normaliser that is not ours."""
     index = int(values.argmax())
-    bound = float(values.min())
     if sampler.penalised or values[index] <= bound:
         return None
-    top = best(Shortlist(ids, values, bound, (math.nan, math.nan)), sampler.params.top_n_tokens)
+    top = best(Shortlist(ids, values, float(bound), (math.nan, math.nan)), sampler.params.top_n_tokens)
     if top is None:
         return None
     return Choice(int(ids[index]), float(values[index]) - normaliser, _normalised(top, normaliser))
 
 
-def _processed(ids: Ids, values: Floats, normaliser: float, sampler: SequenceSampler) -> Shortlist | None:
+def _processed(
+    ids: Ids, values: Floats, raw_bound: np.float32, normaliser: float, sampler: SequenceSampler
+) -> Shortlist | None:
     """Candidates in ascending id after penalties and temperature; None where an unlisted token may be the highest."""
-    raw_bound = np.float32(values.min())
     penalised = values
     if sampler.penalised:
         if not sampler.only_lowers:
@@ -264,7 +268,8 @@ def _processed(ids: Ids, values: Floats, normaliser: float, sampler: SequenceSam
     processed = tempered(penalised, highest, temperature)
     bound = float(tempered(np.array([raw_bound], dtype=np.float32), highest, temperature)[0])
     mass = _mass_bounds(processed, values, normaliser, bound, sampler)
-    return Shortlist(ids, processed, bound, mass)
+    possible = processed > -math.inf
+    return Shortlist(ids[possible], processed[possible], bound, mass)
 
 
 def _mass_bounds(
@@ -272,8 +277,9 @@ def _mass_bounds(
 ) -> tuple[float, float]:
     """Bounds of the processed row's mass, from the raw row's normaliser.
 
-    With nothing above -inf unlisted it is the list's own. At temperature 1 the unlisted mass U is known. Below it, sum(w ** (1/T)) <= U * max(w) ** (1/T - 1), and no
-    unlisted weight w exceeds the bound's. Above it, or under penalties, nothing here bounds it.
+    With nothing that counts unlisted it is the list's own. At temperature 1 the unlisted mass U is known. Below it,
+    sum(w ** (1/T)) <= U * max(w) ** (1/T - 1), and no unlisted weight w exceeds the bound's. Above it, or under
+    penalties, nothing here bounds it.
     """
     listed = mass_of(processed)
     temperature = sampler.params.temperature

@@ -73,7 +73,7 @@ class Steps:
         return _full_rows(scores, rows)
 
     def _decode(self, decode: Decode) -> tuple[Drawn, ...]:
-        named = {slot: sequence for slot, sequence in decode.live}
+        named = dict(decode.live)
         for slot, occupant in list(self._occupants.items()):
             if occupant.fed and named.get(slot) != occupant.sequence:
                 del self._occupants[slot]  # released by the scheduler: a stop string, a cancel

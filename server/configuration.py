@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 
 import msgspec
 
+from models.families import FAMILIES
 from models.protocol import DeviceOptions
 from server.errors import ConfigurationError
 from server.settings import ModelSettings, Settings
@@ -266,6 +267,8 @@ def _check(settings: Settings, origins: _Origins) -> None:
         if model.id in seen:
             raise origins.refusal(f"{key}.id", model.id, "an id that no other model has")
         seen.add(model.id)
+        if model.family != "auto" and model.family not in FAMILIES:
+            raise origins.refusal(f"{key}.family", model.family, " or ".join(map(repr, ("auto", *FAMILIES))))
         _check_device(model.device, key, origins)
         _check_lengths(settings, model, key, origins)
 

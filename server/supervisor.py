@@ -92,7 +92,8 @@ class Supervisor:
 
     async def load(self) -> Description:
         """The device is free: load and attach the engine; WorkerLost when it cannot."""
-        assert self._worker is not None and self._ready is not None, "load() follows stage()"
+        assert self._worker is not None, "load() follows stage()"
+        assert self._ready is not None
         self._worker.send(Load())
         self.description = await self._expect(self._ready, self._settings.load_timeout, "worker.load_timeout")
         self._engine.attach(self._worker, self.description)

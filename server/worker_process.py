@@ -113,7 +113,7 @@ class WorkerProcess:
             self._transport.close()
         try:
             await asyncio.wait_for(asyncio.shield(self._reaper), grace_s)
-        except asyncio.TimeoutError:  # noqa: UP041  # not the builtin TimeoutError before Python 3.11
+        except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
             self._kill()
             await self._reaper
 

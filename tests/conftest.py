@@ -84,8 +84,10 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         log = directory / "server.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "server.cli", "serve", "--config", str(directory / "server.toml")]
-                + ["--port", str(port), *flags],
+                [
+                    *(sys.executable, "-m", "server.cli", "serve", "--config", str(directory / "server.toml")),
+                    *("--port", str(port), *flags),
+                ],
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -141,3 +143,19 @@ def smollm2(serve: Serve, embedded_set_up: None) -> Server:
 def embedded_set_up() -> None:
     """The embedded model's own set-up, as scripts/serve runs it."""
     subprocess.run([sys.executable, "-m", "models.cpu.embedded"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the API process reads of a model, at its smallest: 256 byte tokens, of which the last ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    directory = tmp_path_factory.mktemp("tiny-text")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text("{}")
+    (directory / "config.json").write_text('{"model_type": "llama", "vocab_size": 256, "eos_token_id": 255}')
+    return directory

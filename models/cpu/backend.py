@@ -247,9 +247,11 @@ def _timed(run: Callable[[], FloatRows]) -> float:
 
 @contextmanager
 def _typed_errors() -> Iterator[None]:
-    """Turns what torch raises into the errors of the contract."""
+    """Turns what torch and the checkpoint's reader raise into the errors of the contract."""
     try:
         yield
+    except CheckpointError as error:
+        raise ConfigurationError(str(error)) from error
     except MemoryError as error:
         raise OutOfMemoryError("the host has no memory left") from error
     except RuntimeError as error:

@@ -57,7 +57,7 @@ class Decoder:
         self._dtype = dtype
 
     def decode(self, live: Sequence[SlotInput], writes: Writes, count: int) -> Tensor:
-        """One token a row, computed as `count` rows: those behind `live` are idle. Logits float32 (live, vocab_size)."""
+        """One token a row, computed as `count` rows with idle ones behind `live`. Logits float32 (live, vocab_size)."""
         cache, spec = self._cache, self._spec
         places = [(row.slot, row.position + 1) for row in live]
         idle = count - len(live)
@@ -81,7 +81,7 @@ class Decoder:
         return self._score(self._run(tokens, positions, attend))[: len(live)]
 
     def feed(self, slot: int, tokens: Sequence[int], position: int, every_row: bool) -> Tensor:
-        """`tokens` into a slot from `position` on. Logits float32 (rows, vocab_size) of the last token, or of every one."""
+        """`tokens` into a slot from `position` on. Logits float32 (rows, vocab_size) of the last token, or of all."""
         cache, spec = self._cache, self._spec
         end = position + len(tokens)
         # From position 0 the kernel's own causal rule fits and skips half of the work.

@@ -253,6 +253,8 @@ def _write_weights(gguf: Path, config: Mapping[str, Any], target: Path) -> None:
     with GgufCheckpoint(gguf, spec) as checkpoint:
         verify(checkpoint.entries, spec)
         save_file({name: checkpoint.read(name) for name in spec.tensor_shapes()}, target, metadata={"format": "pt"})
+    # safetensors writes files that only the owner may read; the others have the umask's mode.
+    target.chmod(target.parent.stat().st_mode & 0o666)
     with target.open("rb") as stream:
         os.fsync(stream.fileno())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.body import check_content_type
 from server.errors import Forbidden
+
+_HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]+))(:\d*)?")
 
 
 class RequireKey:
@@ -67,9 +70,9 @@ def _not_local(request: Request) -> str | None:
 
 
 def _host_name(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The host of a Host header without its port; "" when it is malformed."""
+    match = _HOST.fullmatch(host)
+    return (match["v6"] or match["name"]) if match else ""
 
 
 def _is_loopback(name: str) -> bool:

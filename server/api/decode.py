@@ -114,7 +114,7 @@ def unexpected(value: Any) -> str:
         return f"floating point `{value}`"
     if isinstance(value, str):
         return f'string "{value}"'
-    return "map" if isinstance(value, Members) else "sequence"
+    return "map" if isinstance(value, (Members, dict)) else "sequence"
 
 
 def wrong_type(value: Any, path: str, expected: str) -> Mismatch:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Router
@@ -44,6 +45,8 @@ class ModelRoutes:
         registry = scope["app"].state.service.registry
         path: str = scope["path"].removeprefix(PREFIX)
         found = registry.route(path)
+        if not path:
+            raise HTTPException(404)
         if found is None:
             raise UnknownModel(path, tuple(model.id for model in registry.models))
         model, rest = found

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -81,6 +82,8 @@ async def get_model(request: Request) -> Response:
     """GET /v1/models/{id}; UnknownModel when it is not configured."""
     service = service_of(request)
     name: str = request.path_params["id"]
+    if not name:
+        raise HTTPException(404)
     model = service.registry.find(name)
     if model is None:
         raise UnknownModel(name, tuple(known.id for known in service.registry.models))

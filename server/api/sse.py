@@ -128,5 +128,6 @@ class EventStream(EventSourceResponse):
             connection = scope.get("extensions", {}).get("connection")
             if connection is not None:  # api/connection.py; under another server closing is all there is
                 connection["abort"]()
+                await receive()  # http.disconnect: the server knows, and misses no end of the body
         finally:
             await self._outbox.aclose()

@@ -35,7 +35,9 @@ class Holder:
     has_work: bool
 
 
-def next_model(holder: Holder | None, candidates: Sequence[Candidate], now: float, settings: SwapSettings) -> str | None:
+def next_model(
+    holder: Holder | None, candidates: Sequence[Candidate], now: float, settings: SwapSettings
+) -> str | None:
     """The model to exchange to now, or None."""
     for candidate in candidates:
         if candidate.asked:

@@ -68,7 +68,8 @@ NATIVE = [
 
 PARAMETERS = [
     ("max_new_tokens-negative", '"max_new_tokens":-1', "max_new_tokens: invalid value: integer `-1`, expected u32"),
-    ("max_new_tokens-float", '"max_new_tokens":20.0', "max_new_tokens: invalid type: floating point `20.0`, expected u32"),
+    ("max_new_tokens-float", '"max_new_tokens":20.0',
+     "max_new_tokens: invalid type: floating point `20.0`, expected u32"),
     ("max_new_tokens-string", '"max_new_tokens":"20"', 'max_new_tokens: invalid type: string "20", expected u32'),
     ("max_new_tokens-bool", '"max_new_tokens":true', "max_new_tokens: invalid type: boolean `true`, expected u32"),
     ("max_new_tokens-2^32", '"max_new_tokens":4294967296',
@@ -143,17 +144,18 @@ def test_chat_bodies(wire: Any, body: str, reason: str) -> None:
     starts(wire.post("/v1/chat/completions", body), reason)
 
 
+ONE = '"parameters":{"max_new_tokens":1'
 ACCEPTED = [
-    ("2a-vendor-json", {"content_type": "application/vnd.x+json; charset=utf-8"}, '{"inputs":"x","parameters":{"max_new_tokens":1}}'),
-    ("2a-unknown-fields", {}, '{"inputs":"x","extra":{"a":[1]},"parameters":{"max_new_tokens":1,"stop_sequences":["x"]}}'),
-    ("2a-nulls", {}, '{"inputs":"x","parameters":{"max_new_tokens":1,"best_of":null,"temperature":null,"top_k":null,'
-     '"top_p":null,"typical_p":null,"seed":null,"truncate":null,"top_n_tokens":null,"grammar":null,"adapter_id":null,'
+    ("2a-vendor-json", {"content_type": "application/vnd.x+json; charset=utf-8"}, '{"inputs":"x",' + ONE + "}}"),
+    ("2a-unknown-fields", {}, '{"inputs":"x","extra":{"a":[1]},' + ONE + ',"stop_sequences":["x"]}}'),
+    ("2a-nulls", {}, '{"inputs":"x",' + ONE + ',"best_of":null,"temperature":null,"top_k":null,"top_p":null,'
+     '"typical_p":null,"seed":null,"truncate":null,"top_n_tokens":null,"grammar":null,"adapter_id":null,'
      '"return_full_text":null,"repetition_penalty":null,"frequency_penalty":null}}'),
-    ("3-integer-for-a-float", {}, '{"inputs":"x","parameters":{"max_new_tokens":1,"temperature":1}}'),
-    ("3-largest-seed", {}, '{"inputs":"x","parameters":{"max_new_tokens":1,"seed":18446744073709551615}}'),
-    ("3-watermark-and-adapter", {}, '{"inputs":"x","parameters":{"max_new_tokens":1,"watermark":true,"adapter_id":"none"}}'),
-    ("3-escaped-astral", {}, r'{"inputs":"\ud83d\ude00","parameters":{"max_new_tokens":1}}'),
-    ("17-chat-ui-0.8", {}, '{"inputs":"<s>hi","parameters":{"max_new_tokens":1,"return_full_text":false},'
+    ("3-integer-for-a-float", {}, '{"inputs":"x",' + ONE + ',"temperature":1}}'),
+    ("3-largest-seed", {}, '{"inputs":"x",' + ONE + ',"seed":18446744073709551615}}'),
+    ("3-watermark-and-adapter", {}, '{"inputs":"x",' + ONE + ',"watermark":true,"adapter_id":"none"}}'),
+    ("3-escaped-astral", {}, r'{"inputs":"\ud83d\ude00",' + ONE + "}}"),
+    ("17-chat-ui-0.8", {}, '{"inputs":"<s>hi",' + ONE + ',"return_full_text":false},'
      '"stream":false,"options":{"use_cache":false}}'),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import openai
+import pytest
 from huggingface_hub import InferenceClient
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -25,9 +26,7 @@ def test_the_root_route_returns_the_prompt_too_as_tgi_does(smollm2: Any) -> None
 
 def test_huggingface_hub_text_generation_with_details(smollm2: Any) -> None:
     client = InferenceClient(base_url=smollm2.url)
-    answer = client.text_generation(
-        "The capital of France is", max_new_tokens=8, details=True, return_full_text=False
-    )
+    answer = client.text_generation("The capital of France is", max_new_tokens=8, details=True, return_full_text=False)
     assert answer.details.generated_tokens == 8
     assert answer.details.finish_reason == "length"
     *_, last = client.text_generation(
@@ -64,9 +63,5 @@ def test_openai_models(smollm2: Any) -> None:
 
 def test_openai_sees_a_clients_mistake_as_422(smollm2: Any) -> None:
     with openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-", max_retries=0) as client:
-        try:
+        with pytest.raises(openai.UnprocessableEntityError, match="`temperature` must be strictly positive"):
             client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=-1)
-        except openai.UnprocessableEntityError as error:
-            assert "`temperature` must be strictly positive" in str(error)
-        else:
-            raise AssertionError("a negative temperature was accepted")

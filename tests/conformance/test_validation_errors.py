@@ -1,4 +1,4 @@
-"""Section 4 of the wire contract: every row over the wire, plain (422 JSON) and streamed (an event), and their order."""
+"""Section 4 of the wire contract: every row over the wire, plain (422) and streamed (an event), and their order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ ORDER: list[tuple[str, dict[str, Any], str, str]] = [
      "Given: 0"),
     ("15<16", {"max_new_tokens": 50}, "x" * 170, "`inputs` tokens + `max_new_tokens` must be <= 200. "
      "Given: 171 `inputs` tokens and 50 `max_new_tokens`"),
-    ("16<17", {"grammar": {"type": "regex", "value": "a"}}, LONG, "`inputs` must have less than 100 tokens. Given: 151"),
+    ("16<17", {"grammar": {"type": "regex", "value": "a"}}, LONG,
+     "`inputs` must have less than 100 tokens. Given: 151"),
 ]  # fmt: skip
 
 CASES = [pytest.param(p, i, m, id=f"4-row{row}-{n}") for n, (row, p, i, m) in enumerate(ROWS + ORDER)]

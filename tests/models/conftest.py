@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# As the worker does (models/cpu/host.py), before a test module imports torch: spinning threads stall a shared machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # What sets each family apart, at a size that a test loads in milliseconds. The vocabularies are odd on purpose.
 FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
@@ -122,7 +123,7 @@ def _write_weights(directory: Path, config: dict[str, Any], seed: int, shards: i
 
 def _write_tokenizer(directory: Path, family: str) -> dict[str, int]:
     """A byte-level tokenizer without merges: the family's special tokens, then the 256 bytes. Returns the specials."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     names = FAMILY_SPECIALS[family]
     vocabulary = {name: index for index, name in enumerate(names)}
@@ -132,8 +133,11 @@ def _write_tokenizer(directory: Path, family: str) -> dict[str, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    tokenizer.save(str(directory / "tokenizer.json"))
     bos, eos = FAMILY_BOS_EOS[family]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, vocabulary[bos])]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos})
     )
@@ -169,9 +173,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 @pytest.fixture(scope="session")
-def embedded_model() -> Path:
+def embedded_model(embedded_set_up: None) -> Path:
     """The directory of the embedded model, set up by the command that users run (a download on the first run)."""
     from models.cpu.embedded import embedded_directory
 
-    subprocess.run([sys.executable, "-m", "models.cpu.embedded"], check=True, env=os.environ.copy())
     return embedded_directory()

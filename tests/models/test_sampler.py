@@ -21,6 +21,7 @@ from models.sampler import Choice, SequenceSampler, choose, sample
 
 Row = npt.NDArray[np.float32]
 INF = math.inf
+SINGLE = np.finfo(np.float32)
 
 
 def row_of(*values: float) -> Row:
@@ -58,7 +59,7 @@ def reference(row: Row, params: SamplingParams, prompt: Sequence[int], emitted: 
         log_total = math.log(math.fsum(weights[kept]))
         return Expected(min(i for i in kept if values[i] == 0.0), {i: float(values[i]) for i in kept}, log_total)
     with np.errstate(over="ignore"):
-        values = (values - values.max()) / np.float32(min(max(params.temperature, 1.2e-38), 3.4e38))
+        values = (values - values.max()) / np.clip(params.temperature, SINGLE.tiny, SINGLE.max).astype(np.float32)
     weights = np.exp(values)
     kept = [i for i in range(len(row)) if values[i] > -INF]
     if params.top_k and params.top_k < len(kept):
@@ -106,9 +107,11 @@ def nucleus_reference(kept: list[int], values: Row, weights: Row, p: float) -> l
 
 
 def typical_reference(kept: list[int], values: Row, weights: Row, p: float) -> list[int]:
-    total = math.fsum(weights[kept])
-    entropy = -math.fsum(float(weights[i]) / total * (float(values[i]) - math.log(total)) for i in kept)
-    distance = {i: np.float32(abs(math.log(total) - values[i] - entropy)) for i in kept}
+    # Equal distances hang on the last bit, so this much is computed as the sampler does.
+    total = float(weights[kept].sum(dtype=np.float64))
+    entropy = math.log(total) - float(np.dot(weights[kept].astype(np.float64), values[kept])) / total
+    expected = np.float32(math.log(total) - entropy)
+    distance = {i: abs(expected - values[i]) for i in kept}
     reached, border = 0.0, np.float32(0.0)
     for i in sorted(kept, key=lambda i: (distance[i], i)):
         border = distance[i]

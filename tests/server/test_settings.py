@@ -123,6 +123,7 @@ class TestFile:
             ("models = []", "models = []: allowed is at least one [[models]] table"),
             ("[models]\nid = 'a'", "models = {'id': 'a'}: allowed is tables, each under [[models]]"),
             ("[[models]]\nid = 'a'", "models[0].path: missing"),
+            (MODEL + "family = 'bloom'", "models[0].family = 'bloom': allowed is 'auto' or 'llama3' or"),
             (MODEL + "famly = 'x'", "models[0].famly: unknown key. Known here: id, path, family,"),
             (MODEL + MODEL, "models[1].id = 'org/first': allowed is an id that no other model has"),
             (MODEL.replace("org/first", "/first"), "models[0].id = '/first': allowed is names joined by '/'"),

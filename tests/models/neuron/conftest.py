@@ -70,4 +70,4 @@ def emulated_worker() -> WorkerInterpreter:
     if not python or not source:
         pytest.skip("set NEURON_TEST_PYTHON and TRANSFORMERS_NEURONX_SRC: see tests/neuron_emulator/README.md")
     path = os.pathsep.join([str(TESTS), str(TESTS / "neuron_emulator" / "shims"), source])
-    return WorkerInterpreter(Path(python), {"PYTHONPATH": path})
+    return WorkerInterpreter(Path(python), {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})

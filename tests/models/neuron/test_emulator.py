@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 TESTS = ["tests/models/test_backend_contract.py", "tests/models/neuron"]
-DESELECTED = ["-k", "not cpu and not simulated", "--deselect", "tests/models/neuron/test_emulator.py"]
+ITSELF = "tests/models/neuron/test_emulator.py"
 
 
+@pytest.mark.long
 def test_the_real_library_passes_what_the_fake_passes(emulated_worker: Any, request: pytest.FixtureRequest) -> None:
     """In the emulator's interpreter: the contract of backends, that of the library, and the numbers."""
     run = subprocess.run(
-        [str(emulated_worker.python), "-m", "pytest", "-q", *DESELECTED, *TESTS],
+        [str(emulated_worker.python), "-m", "pytest", "-q", "--deselect", ITSELF, *TESTS],
         cwd=request.config.rootpath,
         env={**os.environ, **emulated_worker.environment},
         capture_output=True,

@@ -101,7 +101,7 @@ def test_greedy_tokens_are_those_of_the_cpu_backend(tiny_checkpoint: Checkpoint)
     from models.cpu.backend import CpuBackend
 
     directory = tiny_checkpoint("llama3")
-    cpu = CpuBackend(directory, CpuOptions(slots=3, n_positions=64, threads=1))
+    cpu = CpuBackend(directory, CpuOptions(slots=3, n_positions=64, threads=1, chunk=32))
     cpu.stage(lambda *report: None)
     cpu.load(lambda *report: None)
     assert _greedy(_neuron(directory), steps=30) == _greedy(cpu, steps=30)  # type: ignore[arg-type]

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from models.protocol import Command, Decode, Description, Feed, SimulatedOptions, decode_command, encode
 from models.simulated import SimulatedBackend
@@ -74,17 +72,9 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def byte_tokenizer(tiny_text_directory: Path) -> Tokenizer:
     """256 byte tokens, the last one (id 255) the end token."""
-    directory = tmp_path_factory.mktemp("byte-tokenizer")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = RawTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text("{}")
-    (directory / "config.json").write_text('{"model_type": "llama", "vocab_size": 256, "eos_token_id": 255}')
-    return Tokenizer.load(directory)
+    return Tokenizer.load(tiny_text_directory)
 
 
 @pytest.fixture

@@ -111,9 +111,8 @@ class LlamaForSampling:
         for graph in self.nbs_objs:
             graph.setup()
         self._cache: list[list[int]] = [[0] * max(self.token_buckets) for _ in range(self._slots)]
-        self._output = torch.zeros(
-            self._slots, self.config.vocab_size
-        )  # the next call overwrites what this one answers
+        # The next call overwrites what this one answers.
+        self._output = torch.zeros(self._slots, self.config.vocab_size)
         self._compiled = True
 
     def __call__(self, input_ids: torch.Tensor, cache_ids: torch.Tensor, start_ids: torch.Tensor) -> torch.Tensor:

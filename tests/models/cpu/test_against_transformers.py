@@ -1,0 +1,119 @@
+"""The decoder's numbers, held against Hugging Face transformers on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models.backend import FloatRows
+
+TOLERANCE = 1e-3
+
+LLAMA_3_1_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3 (GQA, theta 5e5, odd vocabulary)": ("llama3", {}),
+    "llama3 with llama3 rope scaling": ("llama3", {"rope_scaling": LLAMA_3_1_SCALING, "head_dim": 32}),
+    "llama3 tied": ("llama3", {"tie_word_embeddings": True}),
+    "llama3 in shards": ("llama3", {"shards": 3}),
+    "llama3 with one KV head": ("llama3", {"num_key_value_heads": 1}),
+    "llama3 with biases": ("llama3", {"attention_bias": True, "mlp_bias": True}),
+    "llama3 of uneven sizes": ("llama3", {"hidden_size": 60, "intermediate_size": 100, "num_attention_heads": 6}),
+    "mistral (GQA, theta 1e6)": ("mistral", {}),
+    "mistral with its own head_dim": ("mistral", {"head_dim": 24}),
+    "mistral within its sliding window": ("mistral", {"sliding_window": 64}),
+    "codellama (MHA, theta 1e6)": ("codellama", {}),
+}
+
+
+def _reference(directory: Path, tokens: list[int]) -> FloatRows:
+    """transformers' logits of every position, from one pass over all tokens."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        rows: FloatRows = model(torch.tensor([tokens])).logits[0].numpy()
+    return rows
+
+
+def _tokens(count: int, vocab_size: int) -> list[int]:
+    tokens: list[int] = np.random.default_rng(7).integers(0, vocab_size, count).tolist()
+    return tokens
+
+
+@pytest.mark.parametrize(("family", "overrides"), CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_every_prefill_and_every_decode_logit(
+    family: str, overrides: dict[str, Any], tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    directory = tiny_checkpoint(family, **overrides)
+    loaded = load_cpu(directory)
+    tokens = _tokens(60, loaded.description.vocab_size)
+    expected = _reference(directory, tokens)
+    fed = loaded.feed(2, tokens[:30])
+    stepped = [loaded.decode((2, token, position))[0] for position, token in enumerate(tokens[30:], start=30)]
+    computed = np.concatenate((fed, stepped))
+    assert computed.shape == expected.shape
+    assert np.abs(computed - expected).max() < TOLERANCE
+    assert np.abs(expected).max() > 1
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 16, 31])
+def test_a_prompt_in_pieces_scores_as_the_whole(
+    piece: int, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    directory = tiny_checkpoint("llama3")
+    loaded = load_cpu(directory)
+    tokens = _tokens(61, loaded.description.vocab_size)
+    assert np.abs(loaded.feed(1, tokens, piece) - _reference(directory, tokens)).max() < TOLERANCE
+
+
+def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:
+    directory = tiny_checkpoint("mistral")
+    loaded = load_cpu(directory, dtype="bfloat16", layout="packed")
+    assert (loaded.description.dtype, loaded.description.exact_replay) == ("bfloat16", False)
+    tokens = _tokens(40, loaded.description.vocab_size)
+    fed = loaded.feed(0, tokens[:30])
+    stepped = [loaded.decode((0, token, position))[0] for position, token in enumerate(tokens[30:], start=30)]
+    difference = np.concatenate((fed, stepped)) - _reference(directory, tokens)
+    assert np.abs(difference).mean() < 0.05
+
+
+def test_the_embedded_model_scores_as_transformers_does(embedded_model: Path, load_cpu: Callable[..., Any]) -> None:
+    loaded = load_cpu(embedded_model, n_positions=512, chunk=64)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    text = (
+        "The 3 largest cities of France are Paris, Marseille and Lyon. 东京是日本的首都。 def f(a): return a"
+    )
+    tokens = tokenizer(text * 2).input_ids
+    prompt = len(tokens) // 2
+    expected = _reference(embedded_model, tokens)
+    fed = loaded.feed(3, tokens[:prompt])
+    steps = enumerate(tokens[prompt:], start=prompt)
+    stepped = [loaded.decode((3, token, position))[0] for position, token in steps]
+    assert np.abs(np.concatenate((fed, stepped)) - expected).max() < TOLERANCE
+
+
+def test_the_embedded_model_writes_what_transformers_writes(embedded_model: Path, load_cpu: Callable[..., Any]) -> None:
+    loaded = load_cpu(embedded_model, n_positions=512, chunk=64)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    model = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32)
+    for slot, question in enumerate(("What is the capital of France?", "Write a haiku about rain.")):
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+        ids = torch.tensor([prompt])
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
+        expected = written[0, len(prompt) :].tolist()
+        tokens = [int(loaded.feed(slot, prompt)[-1].argmax())]
+        while len(tokens) < len(expected):
+            rows = loaded.decode((slot, tokens[-1], len(prompt) + len(tokens) - 1))
+            tokens.append(int(rows[0].argmax()))
+        assert tokenizer.decode(tokens) == tokenizer.decode(expected)

@@ -1,0 +1,152 @@
+"""The guaranteed mode (layout "fixed", float32): a slot's numbers are the same bits whatever the others do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SLOTS = 5
+PROMPT = [5, 17, 101, 33, 8, 250, 4, 9, 88, 12, 7]
+TOKENS = [3, 77, 150, 20, 31, 9, 64, 200]
+
+# Sizes that no kernel's block divides, a tied head, and the two head layouts.
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3": ("llama3", {}),
+    "mistral uneven": ("mistral", {"hidden_size": 60, "intermediate_size": 100, "num_attention_heads": 6}),
+    "codellama tied": ("codellama", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> Any:
+    """A backend of five slots in the guaranteed mode."""
+    family, overrides = request.param
+    return load_cpu(tiny_checkpoint(family, **overrides), slots=SLOTS, chunk=8)
+
+
+def _alone(loaded: Any, forced: Any, slot: int = 0) -> Any:
+    sequence = forced(slot, PROMPT, TOKENS)
+    sequence.start(loaded)
+    while not sequence.done:
+        sequence.scores.append(loaded.decode(sequence.next)[0])
+    return sequence.scores
+
+
+def _same_bits(left: Any, right: Any) -> bool:
+    return np.stack(left).tobytes() == np.stack(right).tobytes()
+
+
+def test_says_so(loaded: Any) -> None:
+    assert loaded.description.exact_replay
+    assert loaded.description.dtype == "float32"
+
+
+def test_the_slot_makes_no_difference(loaded: Any, forced: Any) -> None:
+    expected = _alone(loaded, forced)
+    for slot in range(1, SLOTS):
+        assert _same_bits(_alone(loaded, forced, slot), expected)
+
+
+@pytest.mark.parametrize("live", range(2, SLOTS + 1))
+def test_neighbours_and_their_order_make_no_difference(loaded: Any, forced: Any, live: int) -> None:
+    expected = _alone(loaded, forced)
+    for place in range(live):
+        sequence = forced(place, PROMPT, TOKENS)
+        others = [forced(slot, PROMPT[slot:], TOKENS[::-1]) for slot in range(live) if slot != place]
+        for each in (*others, sequence):
+            each.start(loaded)
+        everyone = [*others[place:], sequence, *others[:place]]
+        while not sequence.done:
+            rows = loaded.decode(*[each.next for each in everyone])
+            for each, row in zip(everyone, rows, strict=True):
+                each.scores.append(row)
+        assert _same_bits(sequence.scores, expected)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_joining_leaving_and_being_held_make_no_difference(loaded: Any, forced: Any, data: st.DataObject) -> None:
+    """Any schedule of feeds in pieces, holds, departures and decodes of the neighbours."""
+    expected = _alone(loaded, forced)
+    slots = data.draw(st.permutations(range(SLOTS)))
+    sequence, neighbours = forced(slots[0], PROMPT, TOKENS), {}
+    sequence.start(loaded)
+    while not sequence.done:
+        for slot in slots[1:]:
+            event = data.draw(st.sampled_from(["stay", "join", "leave"]))
+            if event == "join" and slot not in neighbours:
+                neighbours[slot] = forced(slot, PROMPT[: data.draw(st.integers(1, len(PROMPT)))], TOKENS * 4)
+                neighbours[slot].start(loaded)
+            elif event == "leave":
+                neighbours.pop(slot, None)
+        waits = data.draw(st.booleans())
+        live = data.draw(st.permutations([*neighbours.values(), sequence]))
+        rows = loaded.decode(*[each.held if each is sequence and waits else each.next for each in live])
+        for each, row in zip(live, rows, strict=True):
+            if each is not sequence or not waits:
+                each.scores.append(row)
+    assert _same_bits(sequence.scores, expected)
+
+
+def test_a_prompt_that_is_held_between_its_pieces_is_not_touched(loaded: Any, forced: Any) -> None:
+    """The neighbours' steps repeat the last token of a half-fed prompt: its cache must keep the bits of the feed."""
+    expected = _alone(loaded, forced)
+    neighbour = forced(1, PROMPT[::-1], TOKENS)
+    neighbour.start(loaded)
+    piece = loaded.description.chunk
+    loaded.backend.feed(2, PROMPT[:piece], 0)
+    for _ in range(3):
+        neighbour.scores.append(loaded.decode(neighbour.next, (2, PROMPT[piece - 1], piece - 1))[0])
+    sequence = forced(2, PROMPT, TOKENS, [loaded.backend.feed(2, PROMPT[piece:], piece).rows[0]])
+    while not sequence.done:
+        sequence.scores.append(loaded.decode(sequence.next)[0])
+    assert _same_bits(sequence.scores, expected)
+
+
+def test_repeating_a_step_repeats_its_bits(loaded: Any) -> None:
+    for slot in (0, 1):
+        loaded.feed(slot, PROMPT)
+    live = [(0, 3, len(PROMPT)), (1, 8, len(PROMPT))]
+    first = loaded.decode(*live)
+    assert np.array_equal(loaded.decode(*reversed(live))[::-1], first)
+
+
+def test_a_feed_in_the_same_pieces_repeats_its_bits_in_any_slot(loaded: Any) -> None:
+    expected = loaded.feed(0, PROMPT)
+    for slot in range(SLOTS):
+        assert np.array_equal(loaded.feed(slot, PROMPT), expected)
+
+
+def test_another_load_repeats_the_bits(
+    loaded: Any, forced: Any, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    """What a replay after a crash rests on. One position fewer makes it another backend of the same shapes."""
+    expected = _alone(loaded, forced)
+    directory = loaded.backend._directory
+    assert _same_bits(_alone(load_cpu(directory, slots=SLOTS, chunk=8, n_positions=63), forced), expected)
+
+
+def test_the_embedded_model_keeps_its_bits_beside_neighbours(
+    embedded_model: Path, load_cpu: Callable[..., Any], forced: Any
+) -> None:
+    loaded = load_cpu(embedded_model, slots=8, n_positions=256)
+    prompt = list(range(1000, 1070))
+    expected = forced(0, prompt, TOKENS)
+    expected.start(loaded)
+    while not expected.done:
+        expected.scores.append(loaded.decode(expected.next)[0])
+    sequences = [forced(slot, prompt if slot == 5 else prompt[slot:], TOKENS) for slot in range(8)]
+    for each in sequences:
+        each.start(loaded)
+    for step in range(len(TOKENS)):
+        live = [each for each in sequences if each.slot == 5 or (each.slot + step) % 3]
+        rows = loaded.decode(*[each.next for each in live])
+        for each, row in zip(live, rows, strict=True):
+            each.scores.append(row)
+    assert _same_bits(sequences[5].scores, expected.scores)
