@@ -156,6 +156,7 @@ def tiny_text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text("{}")
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     (directory / "config.json").write_text('{"model_type": "llama", "vocab_size": 256, "eos_token_id": 255}')
     return directory

@@ -48,7 +48,10 @@ chunk = 64
 
 @pytest.fixture(scope="module", params=["llama3", "mistral", "codellama"])
 def servers(
-    request: pytest.FixtureRequest, serve: Callable[..., Any], tiny_checkpoint: Callable[..., Path], emulated_worker: Any
+    request: pytest.FixtureRequest,
+    serve: Callable[..., Any],
+    tiny_checkpoint: Callable[..., Path],
+    emulated_worker: Any,
 ) -> Model:
     """(Neuron over the emulator, CPU) with the same tiny checkpoint."""
     directory = tiny_checkpoint(request.param)

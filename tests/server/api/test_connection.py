@@ -37,8 +37,8 @@ def test_the_connection_of_a_stalled_reader_is_aborted(caplog: pytest.LogCapture
         reader, writer = await asyncio.open_connection(*listening.getsockname(), limit=1024)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(closed.wait(), 20)
-        while server.server_state.connections:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 (uvicorn has no event for it)
+        while server.server_state.connections:  # noqa: ASYNC110 (uvicorn has no event for it)
+            await asyncio.sleep(0.01)
         received = await reader.read()
         assert not received.endswith(b"0\r\n\r\n"), "a cut answer does not look like a whole one"
         writer.close()
