@@ -17,15 +17,13 @@ Probe = Callable[[Sequence[int]], FloatRows]
 
 
 def candidate_counts(slots: int) -> tuple[int, ...]:
-    """The row counts worth proving: the powers of two below `slots`, and `slots`."""
-    return (*_powers_below(slots), slots)
+    """The row counts worth proving: 1, 2, 3, 4, 6, 8, 12, 16... below `slots`, and `slots`.
 
-
-def _powers_below(limit: int) -> Iterator[int]:
-    count = 1
-    while count < limit:
-        yield count
-        count *= 2
+    A step is padded to the next one, so at most a third of its rows is idle.
+    """
+    powers = [1 << exponent for exponent in range(slots.bit_length())]
+    counts = sorted({*powers, *(3 * power for power in powers)})
+    return (*(count for count in counts if count < slots), slots)
 
 
 def proven_counts(probe: Probe, tokens: Sequence[int], stepped: Callable[[], None]) -> tuple[int, ...]:
@@ -57,7 +55,8 @@ def probe_steps(slots: int) -> int:
 
 def _placements(tokens: Sequence[int], count: int) -> list[list[int]]:
     """Rows of `count` tokens: each token comes at another place and beside other tokens than in `tokens`."""
-    rotations = sorted({1, len(tokens) // 2, len(tokens) - 1} - {0}) or [0]
+    slots = len(tokens)
+    rotations = sorted({1 % slots, (slots // 2 + 1) % slots})
     return [[*tokens[shift:], *tokens[:shift]][:count] for shift in rotations]
 
 

@@ -34,7 +34,7 @@ class RequireKey:
 def has_key(headers: Headers, key: str) -> bool:
     """Whether `Authorization: Bearer <key>` was sent; takes the same time for every wrong key of a length."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
 
 
 def check_admin(request: Request, admin_key: str) -> None:

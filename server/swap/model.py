@@ -124,7 +124,7 @@ class Model:
         self.progress = ModelProgress(progress.phase, round(fraction, 4), None if eta is None else round(eta, 1))
 
     def _load_text(self) -> ModelText:
-        tokenizer = Tokenizer.load(self.directory)
+        tokenizer = Tokenizer.load(self.directory, self.family)
         return ModelText(tokenizer, ChatTemplate.load(self.directory, self.family, tokenizer))
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
-import tokenizers  # type: ignore[import-untyped, unused-ignore]
-from tokenizers.processors import TemplateProcessing  # type: ignore[import-untyped, unused-ignore]
+import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from models.families import UnknownFamilyError, family_named, family_of
 from server.errors import ConfigurationError
@@ -103,9 +104,8 @@ class Tokenizer:
     def offsets(self, text: str, add_special_tokens: bool) -> list[SimpleToken]:
         """The tokens of `text` with their places; a token that stands for none of it is ("", 0, 0)."""
         (encoding,) = self._raw.encode_batch([text], add_special_tokens=add_special_tokens)
-        places = [0]
-        for character in text:
-            places.append(places[-1] + len(character.encode("utf-8", "surrogatepass")))
+        # The library counts characters; places[i] is the byte at which character i starts.
+        places = list(accumulate((len(character.encode()) for character in text), initial=0))
         return [
             SimpleToken(token, text[start:stop], places[start], places[stop])
             for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
