@@ -30,6 +30,7 @@ LAYERS = (
     ("server.swap",),
     ("server.api",),
     ("server.app", "server.listener"),
+    ("server.commands",),
     ("server.cli",),
 )
 

@@ -1,0 +1,63 @@
+"""`neuronx-serve serve`: serve the configured models over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from server.commands import flags_of, refuse, settings_of
+from server.configuration import without_effect
+from server.observe.logs import logging_to
+from server.settings import Settings
+from server.variables import MODEL_ID, VARIABLES, WITHOUT_EFFECT, flag
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = (
+    "Serve the configured models over HTTP. Every flag is also an environment variable: --max-input-tokens is "
+    "MAX_INPUT_TOKENS. A flag wins over the environment, the environment over the file."
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every variable of server/variables.py as a flag."""
+    for variable in (MODEL_ID, *VARIABLES):
+        for name in variable.names:
+            _add(parser, name, variable.help if name == variable.name else f"the same as {flag(variable.name)}")
+    for name in WITHOUT_EFFECT:
+        _add(parser, name, argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal; 0 when it stopped as asked, 1 when it could not run."""
+    settings = settings_of(arguments)
+    with logging_to(sys.stderr, settings.server.log_level, settings.server.json_output):
+        for origin in without_effect(settings, os.environ, flags_of(arguments)):
+            logger.warning("%s has no effect in this configuration", origin)
+        return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    """The socket listens before the app is imported: see server/listener.py."""
+    from server import listener
+
+    try:
+        listening = listener.listening_socket(settings.server.host, settings.server.port)
+    except listener.CannotListen as error:
+        return refuse(error, 1)
+    with listening:
+        from server.app import create_app
+        from server.observe.metrics import Metrics
+        from server.swap.registry import Registry
+
+        metrics = Metrics()
+        registry = Registry(settings, metrics)
+        app = create_app(settings, registry, metrics)
+        return 0 if listener.run(app, listening, registry.stop_gracefully) else 1
+
+
+def _add(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
+    """One flag; without a value it means true, as TGI's switches do."""
+    parser.add_argument(flag(name), dest=name, nargs="?", const="true", metavar="VALUE", help=help_text)
