@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.backend import ConfigurationError, DeviceError, FloatRows, Logits, OutOfMemoryError, ProgressCallback
+from models.backend import (
+    ConfigurationError,
+    DeviceError,
+    FloatRows,
+    Logits,
+    OutOfMemoryError,
+    ProgressCallback,
+    StepError,
+)
 from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
 from models.cpu import host
 from models.protocol import CpuOptions, Description, SlotInput
@@ -150,16 +158,18 @@ class CpuBackend:
 
     def feed(self, slot: int, tokens: Sequence[int], position: int = 0, all_logits: bool = False) -> Logits:
         """Prefill, or extend at any position the slot has reached, by at most `chunk` tokens."""
+        cache = self._slots()
         self._limits.check_feed(slot, tokens, position)
-        self._slots().check_reachable(slot, position)
+        cache.check_reachable(slot, position)
         with _typed_errors():
             return Logits(self._forward_feed(slot, tokens, position, all_logits))
 
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Logits:
         """One token a live slot; always the whole vocabulary, so `full` changes nothing."""
+        cache = self._slots()
         self._limits.check_decode(live)
         for row in live:
-            self._slots().check_reachable(row.slot, row.position)
+            cache.check_reachable(row.slot, row.position)
         with _typed_errors():
             return Logits(self._forward_decode(live))
 
@@ -193,7 +203,7 @@ class CpuBackend:
 
     def _slots(self) -> KvCache:
         if self._cache is None:
-            raise DeviceError("the CPU backend is not loaded")
+            raise StepError("the CPU backend is not loaded: stage and load come before a step")
         return self._cache
 
 

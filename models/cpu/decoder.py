@@ -20,6 +20,8 @@ from models.cpu.rope import RotaryTables
 from models.protocol import SlotInput
 from models.spec import ModelSpec
 
+_CACHE_LINE = 64
+
 # (layer, heads): heads is (rows, heads + 2 * kv_heads, head_dim), turned; answers (rows, heads * head_dim).
 Attention = Callable[[int, Tensor], Tensor]
 
@@ -55,6 +57,9 @@ class Decoder:
         self._cache = cache
         self._rope = rope
         self._dtype = dtype
+        # Kernels may round differently by alignment: where rows do not all begin on a cache line, queries are copied.
+        row_bytes = (spec.heads + 2 * spec.kv_heads) * spec.head_dim * dtype.itemsize
+        self._aligned = row_bytes % _CACHE_LINE == 0
 
     def decode(self, live: Sequence[SlotInput], writes: Writes, count: int) -> Tensor:
         """One token a row, computed as `count` rows with idle ones behind `live`. Logits float32 (live, vocab_size)."""
@@ -67,12 +72,12 @@ class Decoder:
         def attend(layer: int, heads: Tensor) -> Tensor:
             written = heads[:, spec.heads :]
             cache.layers[layer][writes.slots, :, writes.positions] = written if every_row else written[writes.rows]
-            queries = heads[:, : spec.heads].unsqueeze(2)
+            queries = heads[:, None, : spec.heads, None].unbind(0)
+            if not self._aligned:
+                queries = tuple(query.clone() for query in queries)
             attended = [
-                functional.scaled_dot_product_attention(
-                    queries[row : row + 1], *cache.span(layer, slot, length), enable_gqa=True
-                )
-                for row, (slot, length) in enumerate(places)
+                functional.scaled_dot_product_attention(query, *cache.span(layer, slot, length), enable_gqa=True)
+                for query, (slot, length) in zip(queries, places, strict=False)  # idle rows attend to nothing
             ]
             return torch.cat((*attended, unattended)).view(count, -1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,14 +176,31 @@ def test_a_gguf_file_gives_the_tensors_that_it_was_made_of(copied: Callable[...,
             assert torch.equal(checkpoint.read(name), weights[name]), name
 
 
-def test_quantised_blocks_are_the_numbers_that_they_stand_for(copied: Callable[..., Path]) -> None:
+def _q8_0(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """32 numbers: a float16 scale, then signed bytes."""
+    scale = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+    return blocks[:, 2:].view(np.int8) * scale
+
+
+def _q4_1(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """32 numbers: float16 scale and minimum, then 16 bytes, the low halves before the high ones."""
+    scale, minimum = (np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32) for at in (0, 2))
+    return np.concatenate((blocks[:, 4:] & 15, blocks[:, 4:] >> 4), axis=1) * scale + minimum
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("Q8_0", _q8_0), ("Q4_1", _q4_1)])
+def test_quantised_blocks_are_the_numbers_that_they_stand_for(
+    copied: Callable[..., Path], kind: str, numbers: Callable[..., npt.NDArray[np.float32]]
+) -> None:
+    """The two block formats of the embedded model, decoded here a second time."""
     import gguf
 
     directory = copied()
     spec, weights = read_spec(directory), load_file(directory / "model.safetensors")
-    blocks = gguf.quants.quantize(weights["lm_head.weight"].numpy(), gguf.GGMLQuantizationType.Q8_0)
+    stored = gguf.GGMLQuantizationType[kind]
+    rows = gguf.quants.quantize(weights["lm_head.weight"].numpy(), stored)
     writer = gguf.GGUFWriter(directory / "model.gguf", "llama")
-    writer.add_tensor("output.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("output.weight", rows, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -190,11 +208,8 @@ def test_quantised_blocks_are_the_numbers_that_they_stand_for(copied: Callable[.
     with GgufCheckpoint(directory / "model.gguf", spec) as checkpoint:
         assert checkpoint.entries["lm_head.weight"].shape == (277, 64)
         read = checkpoint.read("lm_head.weight")
-    # Q8_0: a float16 scale for each 32 numbers, which are whole multiples of it.
-    raw = blocks.reshape(277, 2, 34)
-    scales = np.ascontiguousarray(raw[:, :, :2]).view(np.float16).astype(np.float32)
-    assert np.array_equal(read.numpy(), (raw[:, :, 2:].view(np.int8) * scales).reshape(277, 64))
-    assert torch.allclose(read, weights["lm_head.weight"], atol=0.01)
+    assert np.array_equal(read.numpy(), numbers(rows.reshape(277 * 2, -1)).reshape(277, 64))
+    assert torch.allclose(read, weights["lm_head.weight"], atol=0.06)
 
 
 def test_a_file_that_is_no_gguf_is_refused(copied: Callable[..., Path]) -> None:

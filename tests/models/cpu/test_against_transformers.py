@@ -90,9 +90,7 @@ def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Cal
 def test_the_embedded_model_scores_as_transformers_does(embedded_model: Path, load_cpu: Callable[..., Any]) -> None:
     loaded = load_cpu(embedded_model, n_positions=512, chunk=64)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)
-    text = (
-        "The 3 largest cities of France are Paris, Marseille and Lyon. 东京是日本的首都。 def f(a): return a"
-    )
+    text = "The 3 largest cities of France are Paris, Marseille and Lyon. 东京是日本的首都。 def f(a): return a"
     tokens = tokenizer(text * 2).input_ids
     prompt = len(tokens) // 2
     expected = _reference(embedded_model, tokens)
