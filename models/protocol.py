@@ -12,6 +12,10 @@ from typing import Literal
 
 import msgspec
 
+# What may help after a fault: another worker; another configuration; a reboot of the machine (or a reload of the
+# driver); another machine, or the same one stopped and started.
+Remedy = Literal["restart", "configuration", "reboot", "replace"]
+
 FRAME_LIMIT = 256 * 1024 * 1024
 _HEADER = struct.Struct("<I")
 
@@ -49,8 +53,9 @@ class SlotInput(msgspec.Struct, frozen=True):
 class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field="kind", forbid_unknown_fields=True):
     """The CPU backend: torch with static slots.
 
-    `layout` "fixed" computes every row in one place and shape, so a slot's numbers never depend on its
-    neighbours (the guaranteed mode, with float32); "packed" computes only the live rows, faster when few are live.
+    `layout` "fixed" uses only row counts that were proven, at load and on this CPU, to give a row the same bits, so a
+    slot's numbers never depend on its neighbours (the guaranteed mode, with float32); "packed" leaves the proof out.
+    `chunk` (tokens a feed may bring at once) is at most `n_positions`. `threads` 0: as many as there are CPUs.
     """
 
     slots: int = 8
@@ -64,7 +69,13 @@ class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field
 class NeuronOptions(
     msgspec.Struct, frozen=True, kw_only=True, tag="neuron", tag_field="kind", forbid_unknown_fields=True
 ):
-    """The Neuron backend: transformers-neuronx with continuous batching over `tp_degree` NeuronCores."""
+    """The Neuron backend: transformers-neuronx with continuous batching over `tp_degree` NeuronCores.
+
+    `artifacts` is a directory of compiled artifacts, or one of them; "" is the one of the model cache. What fits
+    nowhere there is compiled by `neuronx-serve compile`, or while loading if `compile` says so. `sampling` "device"
+    draws on the cores, faster, and without seeds, logprobs, penalties, typical_p and grammars. `cores` ("0", "0-1")
+    are the cores of this model, for models that are resident side by side; "" leaves the choice to the runtime.
+    """
 
     slots: int = 8
     n_positions: int = 4096
@@ -74,6 +85,9 @@ class NeuronOptions(
     context_buckets: tuple[int, ...] = (256, 1024, 2048)
     token_buckets: tuple[int, ...] = (1024, 4096)
     artifacts: str = ""
+    compile: Literal["never", "if-missing"] = "never"
+    sampling: Literal["host", "device"] = "host"
+    cores: str = ""
 
 
 class SimulatedOptions(
@@ -106,6 +120,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     `chunk` > 0: a feed may start at any position, in pieces of at most `chunk` tokens ("extend"); 0: only whole
     prompts from position 0, up to the largest of `context_buckets`. `candidates` > 0: decode may answer with that
     many candidates a row. `step_s` and `feed_s` are measured seconds by bucket, in the order of the buckets.
+    `runtime_timeout_s` > 0: the device's own runtime gives a step up after that many seconds, and says why.
     """
 
     slots: int
@@ -123,13 +138,14 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
     step_s: tuple[float, ...] = ()
     feed_s: tuple[float, ...] = ()
+    runtime_timeout_s: float = 0.0
 
 
 # --- commands: API process -> worker ----------------------------------------------------------------------------
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First command: do the host's share of loading `directory`, touching no device."""
+    """First command of a worker that serves: do the host's share of loading `directory`, touching no device."""
 
     model: str
     directory: str
@@ -169,14 +185,29 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Step: one token for each live (slot, sequence); a sequence that ended in the step before is skipped.
 
-    A slot that is not named is released.
+    `held` are the (slot, sequence) whose prompt is half fed: they wait, with nothing drawn. A slot in neither is
+    released.
     """
 
     step: int
     live: tuple[tuple[int, int], ...]
+    held: tuple[tuple[int, int], ...] = ()
 
 
-Command = Stage | Load | Feed | Decode
+class Compile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First and only command: make the graphs of the model an artifact in the directory `store`, answer Compiled.
+
+    `place` is where the weights go meanwhile: the cores, where the graphs are tried as well, or the host's memory.
+    """
+
+    model: str
+    directory: str
+    options: NeuronOptions
+    store: str
+    place: Literal["device", "host"] = "device"
+
+
+Command = Stage | Load | Feed | Decode | Compile
 
 
 # --- reports: worker -> API process -----------------------------------------------------------------------------
@@ -185,7 +216,7 @@ Command = Stage | Load | Feed | Decode
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """`done` of `total` units of `phase` (bytes while staging and loading weights, graphs, warm-up steps)."""
 
-    phase: Literal["staging", "weights", "graphs", "warm-up"]
+    phase: Literal["staging", "weights", "compile", "graphs", "warm-up"]
     done: int
     total: int
 
@@ -204,14 +235,15 @@ class Drawn(msgspec.Struct, frozen=True, array_like=True):
     """One new token of one sequence. `top` is empty or (id, logprob) rows, best first.
 
     `finish` is "" while the sequence goes on; "non_finite" means that the row held no usable number: no token was
-    drawn (`token` is -1) and the sequence must be replayed.
+    drawn (`token` is -1) and the sequence must be replayed. "refused": its prompt cannot be fed to this model (a token
+    outside the vocabulary, too long); the device was not touched, and a replay would be refused again.
     """
 
     slot: int
     sequence: int
     token: int
     logprob: float
-    finish: Literal["", "length", "eos_token", "non_finite"] = ""
+    finish: Literal["", "length", "eos_token", "non_finite", "refused"] = ""
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -232,15 +264,26 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Fault(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The worker cannot go on and exits after this.
 
-    configuration: the model or its options cannot work here, a retry is pointless. memory: an allocation failed.
-    device: the device or its runtime failed. internal: a bug.
+    configuration: the model or its options cannot work here. memory: an allocation failed. device: the device or its
+    runtime failed. internal: a bug. `remedy` says whether another worker would fare better.
     """
 
     kind: Literal["configuration", "memory", "device", "internal"]
     message: str
+    remedy: Remedy = "restart"
 
 
-Report = Progress | Staged | Ready | Stepped | Fault
+class Compiled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The artifact `directory` is whole: `graphs` of `size` bytes, of which `compiled` were not there before."""
+
+    directory: str
+    graphs: int
+    compiled: int
+    size: int
+    seconds: float
+
+
+Report = Progress | Staged | Ready | Stepped | Fault | Compiled
 
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

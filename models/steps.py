@@ -6,13 +6,16 @@ process may plan a step before it has seen the tokens of the previous one. Knows
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.backend import Backend, Candidates, DeviceError, Logits, Scores, TokenIds
+from models.backend import Backend, Candidates, DeviceError, Logits, Scores, StepError, TokenIds
 from models.protocol import Decode, Drawn, Feed, SlotInput, Start, Stepped
 from models.sampler import Choice, SequenceSampler, sample
+
+logger = logging.getLogger(__name__)
 
 # Given row indices of the step just run: the same rows over the whole vocabulary.
 FullRows = Callable[[list[int]], Logits]
@@ -51,7 +54,13 @@ class Steps:
         return Stepped(step=command.step, drawn=drawn, device_s=elapsed - self._sampling_s, sampling_s=self._sampling_s)
 
     def _feed(self, feed: Feed) -> tuple[Drawn, ...]:
-        scores = self._backend.feed(feed.slot, feed.tokens, feed.position)
+        try:
+            scores = self._backend.feed(feed.slot, feed.tokens, feed.position)
+        except StepError as error:
+            # Refused before the device was touched: this prompt's mistake, and nobody else's.
+            logger.error("the prompt of sequence %d is refused: %s", feed.sequence, error)
+            self._occupants.pop(feed.slot, None)
+            return (Drawn(feed.slot, feed.sequence, -1, 0.0, "refused"),)
         end = feed.position + len(feed.tokens)
         start = feed.start
         if start is None:
@@ -73,19 +82,23 @@ class Steps:
         return _full_rows(scores, rows)
 
     def _decode(self, decode: Decode) -> tuple[Drawn, ...]:
-        named = dict(decode.live)
+        named = {*decode.live, *decode.held}
         for slot, occupant in list(self._occupants.items()):
-            if occupant.fed and named.get(slot) != occupant.sequence:
+            if (slot, occupant.sequence) not in named:
                 del self._occupants[slot]  # released by the scheduler: a stop string, a cancel
-        slots = [s for s in named if s in self._occupants and self._occupants[s].sequence == named[s]]
-        slots = [s for s in slots if self._occupants[s].fed]
+        slots = [slot for slot, sequence in decode.live if self._holds(slot, sequence)]
         if not slots:
             return ()
         # A slot whose prompt is half fed repeats its last token: left out, the device would overwrite its cache.
-        held = [slot for slot, occupant in self._occupants.items() if not occupant.fed]
+        held = [slot for slot, sequence in decode.held if self._holds(slot, sequence)]
         inputs = [SlotInput(s, self._occupants[s].last, self._occupants[s].position) for s in (*slots, *held)]
         scores = self._backend.decode(inputs)
         return self._advance(slots, scores, full=lambda rows: _full_rows(self._backend.decode(inputs, full=True), rows))
+
+    def _holds(self, slot: int, sequence: int) -> bool:
+        """Whether `sequence` is still there: it may have ended in the step before."""
+        occupant = self._occupants.get(slot)
+        return occupant is not None and occupant.sequence == sequence
 
     def _advance(self, slots: list[int], scores: Scores, full: FullRows) -> tuple[Drawn, ...]:
         """Move each slot on by one token: a replayed one where tokens of before are left, else a drawn one."""

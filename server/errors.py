@@ -40,6 +40,11 @@ class ServeError(Exception):
         """The error_type used inside a native stream."""
         return self.error_type
 
+    @property
+    def stream_text(self) -> str:
+        """The text used inside a stream."""
+        return self.text
+
 
 class BodyError(ServeError):
     """The body could not be read as the expected type: answered as text/plain, before any validation."""
@@ -174,6 +179,10 @@ class IncompleteGeneration(ServeError):
     @property
     def stream_error_type(self) -> str:
         return "incomplete_generation_stream"
+
+    @property
+    def stream_text(self) -> str:
+        return "Incomplete generation stream"
 
 
 class Unavailable(ServeError):

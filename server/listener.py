@@ -18,6 +18,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.api.connection import Connection
+
 try:
     import uvloop as loops
 except ImportError:  # uvloop has no build for this platform
@@ -57,6 +59,7 @@ def run(app: ASGIApp, listening: socket.socket, stop_gracefully: Callable[[], Aw
         timeout_graceful_shutdown=LAST_WRITES_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         ws="none",
+        http=Connection,
     )
     server = _Server(config)
     loops.run(_serve(server, listening, stop_gracefully))

@@ -32,6 +32,7 @@ class ServerSettings(_Section, frozen=True):
     stop_deadline: Seconds = 90.0
     write_timeout: PositiveSeconds = 60.0
     keepalive_interval: PositiveSeconds = 15.0
+    compute_type: str = "gpu+optimized"
     log_level: Literal["trace", "debug", "info", "warn", "error"] = "info"
     json_output: bool = False
 
@@ -51,9 +52,11 @@ class LimitSettings(_Section, frozen=True):
 
 class WorkerSettings(_Section, frozen=True):
     """The device worker's interpreter ("" = this one), its deadlines in seconds, and how often it may be replaced:
-    `restarts` times within `restart_window` seconds."""
+    `restarts` times within `restart_window` seconds. A step's deadline follows from the warm-up (server/deadlines.py)
+    and lies between `step_floor` and `step_timeout`."""
 
     python: str = ""
+    step_floor: PositiveSeconds = 2.0
     step_timeout: PositiveSeconds = 60.0
     stage_timeout: PositiveSeconds = 600.0
     load_timeout: PositiveSeconds = 3600.0

@@ -17,7 +17,10 @@ MODELS = [path for path in FILES if path.is_relative_to(ROOT / "models")]
 
 DEVICE_LIBRARIES = ("torch", "torch_neuronx", "transformers", "transformers_neuronx", "numpy", "safetensors", "gguf")
 # What the API process may know of a model: its messages, its shapes, its family; never how it runs.
-MODELS_THE_SERVER_KNOWS = ("models.protocol", "models.spec", "models.families", "models.planner")
+MODELS_THE_SERVER_KNOWS = (
+    *("models.protocol", "models.spec", "models.families", "models.planner"),
+    "models.neuron.artifacts",  # manifests and hashes: the standard library alone
+)
 PURE = ("server/engine/scheduler.py", "server/swap/policy.py", "models/planner.py")
 IMPURE_IMPORTS = ("asyncio", "time", "datetime", "socket", "random", "secrets", "os", "threading", "logging", "pathlib")
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from models.backend import (
@@ -49,7 +50,7 @@ class CpuBackend:
 
     def __init__(self, directory: Path, options: CpuOptions) -> None:
         self._directory = directory
-        self._options = options
+        self._options = msgspec.structs.replace(options, chunk=min(options.chunk, options.n_positions))
         self._spec: ModelSpec | None = None
         self._checkpoint: Checkpoint | None = None
         self._decoder: Decoder | None = None
@@ -217,8 +218,6 @@ def _check_options(options: CpuOptions, spec: ModelSpec) -> None:
     ):
         if value < low:
             raise ConfigurationError(f"{name} is {value}: it must be at least {low}")
-    if options.chunk > options.n_positions:
-        raise ConfigurationError(f"chunk {options.chunk} is over n_positions {options.n_positions}")
     if options.n_positions > spec.max_position_embeddings:
         raise ConfigurationError(
             f"n_positions {options.n_positions} is over the model's max_position_embeddings "

@@ -225,10 +225,10 @@ async def _events(chat: Chat) -> AsyncGenerator[bytes, None]:
                 if output.finish and chat.body.stream_options.include_usage:
                     yield event(encode(_chunk(chat, [], _usage(chat, output.finish))))
     except ServeError as error:
-        yield event(encode(ChatErrorEvent(ChatError(error.text))))
+        yield event(encode(ChatErrorEvent(ChatError(error.stream_text))))
     except Exception:
         log.exception("a chat stream was cut off by a bug")
-        yield event(encode(ChatErrorEvent(ChatError(IncompleteGeneration().text))))
+        yield event(encode(ChatErrorEvent(ChatError(IncompleteGeneration().stream_text))))
     yield DONE
 
 

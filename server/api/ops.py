@@ -73,4 +73,5 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.metrics.queue_size(service.registry.queued)
     service.metrics.batch_size(service.registry.running)
+    service.metrics.batch_tokens(*service.registry.batch_tokens)
     return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})

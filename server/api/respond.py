@@ -70,7 +70,7 @@ def event_stream(call: Call, events: AsyncGenerator[bytes, None]) -> Held:
         keepalive_s=server.keepalive_interval,
         write_timeout_s=server.write_timeout,
         headers={
-            "x-compute-type": call.service.compute_type,
+            "x-compute-type": call.service.settings.server.compute_type,
             "x-compute-characters": str(len(call.wanted.inputs)),
         },
     )
@@ -90,7 +90,7 @@ def _measurements(call: Call, generated: int) -> dict[str, str]:
     total = time.monotonic() - timings.arrived
     inference = timings.ended - timings.started
     return {
-        "x-compute-type": call.service.compute_type,
+        "x-compute-type": call.service.settings.server.compute_type,
         "x-compute-time": f"{total:.9f}",
         "x-compute-characters": str(len(request.text)),
         "x-total-time": _milliseconds(total),

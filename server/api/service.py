@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from starlette.requests import Request
@@ -31,7 +30,6 @@ class Service:
     registry: Registry
     metrics: Metrics
     threads: ThreadPoolExecutor
-    compute_type: str = field(default_factory=lambda: os.environ.get("COMPUTE_TYPE", "gpu+optimized"))
 
     def model_for(self, request: Request, name: object = None) -> Model:
         """The model that a request means: by path, by ?model=, by `name` in its body; else the active one.

@@ -135,5 +135,4 @@ def _stream_details(call: Call, finish: core.Finish) -> StreamDetails:
 
 
 def _stream_error(error: ServeError) -> ErrorResponse:
-    text = "Incomplete generation stream" if isinstance(error, IncompleteGeneration) else error.text
-    return ErrorResponse(text, error.stream_error_type)
+    return ErrorResponse(error.stream_text, error.stream_error_type)

@@ -18,7 +18,7 @@ from server.core import Request, Timings
 from server.engine.generation import Generation
 from server.engine.scheduler import FeedPlan, Plan, Scheduler
 from server.errors import GenerationError, ServeError
-from server.observe.metrics import Metrics
+from server.observe.metrics import Method, Metrics
 from server.text.tokenizer import Tokenizer
 
 DEPTH = 2
@@ -43,7 +43,6 @@ class Engine:
         self._worker: StepRunner | None = None
         self._scheduler: Scheduler | None = None
         self._in_flight: deque[Plan] = deque()
-        self._head_since = 0.0
         self.turns = 0
         self.dropped_tokens = 0
 
@@ -65,6 +64,13 @@ class Engine:
         return 0 if self._scheduler else len(self._generations)
 
     @property
+    def tokens_held(self) -> int:
+        """Tokens that the running sequences may come to hold."""
+        running = self._scheduler.running_sequences if self._scheduler else ()
+        requests = [self._generations[sequence].request for sequence in running]
+        return sum(len(request.prompt) + request.max_new_tokens for request in requests)
+
+    @property
     def empty(self) -> bool:
         return not self._generations
 
@@ -73,9 +79,10 @@ class Engine:
         """Arrival of the oldest sequence (monotonic clock); None when there is none."""
         return next((g.timings.arrived for g in self._generations.values()), None)
 
-    def step_age(self, now: float) -> float:
-        """Seconds the worker has been busy with the oldest step; 0 when it has none."""
-        return now - self._head_since if self._in_flight else 0.0
+    @property
+    def in_flight(self) -> Plan | None:
+        """The step the worker is busy with; None when it has none."""
+        return self._in_flight[0] if self._in_flight else None
 
     # --- events
 
@@ -97,11 +104,15 @@ class Engine:
         self._in_flight.clear()
         for generation in self._generations.values():
             self._scheduler.add(generation.sequence, len(generation.request.prompt))
+            if generation.timings.started:
+                self._metrics.sequence_replayed()
         self._pump()
 
     def detach(self) -> None:
         """The worker is gone: its sequences wait, with the tokens they have, for the next one."""
         self._worker = self._scheduler = None
+        for plan in self._in_flight:
+            self._metrics.step_failed(_method(plan))
         self._in_flight.clear()
 
     def stop_admitting(self) -> None:
@@ -115,7 +126,6 @@ class Engine:
         if scheduler is None or not self._in_flight or self._in_flight[0].step != report.step:
             return  # of a worker that was detached
         plan = self._in_flight.popleft()
-        self._head_since = time.monotonic()
         self.turns += 1
         for drawn in report.drawn:
             self._settle(scheduler, drawn)
@@ -123,7 +133,7 @@ class Engine:
         for drawn in report.drawn:
             self._deliver(scheduler, drawn)
         self._pump()
-        self._metrics.observe_step("prefill" if isinstance(plan, FeedPlan) else "decode", report.device_s)
+        self._metrics.observe_step(_method(plan), report.device_s, 1 if isinstance(plan, FeedPlan) else len(plan.live))
 
     def fail_all(self, error: Callable[[], ServeError]) -> None:
         """End every sequence with an error of its own."""
@@ -149,8 +159,12 @@ class Engine:
         generation = self._generations.get(drawn.sequence)
         if generation is None:
             self.dropped_tokens += 1  # it ended, or its client left, while this step was queued
+            self._metrics.tokens_dropped()
         elif drawn.finish == "non_finite":
             self._replay_bad_row(scheduler, generation)
+        elif drawn.finish == "refused":
+            self._forget(generation)
+            generation.fail(GenerationError("the model cannot be fed this prompt: see the server's log"))
         else:
             if not generation.emitted:
                 generation.timings.first_token = time.monotonic()
@@ -165,6 +179,7 @@ class Engine:
             self._forget(generation)
             generation.fail(GenerationError("the device returned no finite numbers for this sequence, twice"))
         else:
+            self._metrics.sequence_replayed()
             scheduler.requeue(generation.sequence, len(generation.request.prompt))
 
     def _cancelled(self, generation: Generation) -> None:
@@ -183,14 +198,12 @@ class Engine:
             plan = self._scheduler.plan()
             if plan is None:
                 break
-            if not self._in_flight:
-                self._head_since = time.monotonic()
             self._in_flight.append(plan)
             self._worker.send(self._command(plan))
 
     def _command(self, plan: Plan) -> Command:
         if not isinstance(plan, FeedPlan):
-            return Decode(step=plan.step, live=plan.live)
+            return Decode(step=plan.step, live=plan.live, held=plan.held)
         generation = self._generations[plan.sequence]
         if not generation.timings.started:
             generation.timings.started = time.monotonic()
@@ -202,3 +215,7 @@ class Engine:
             position=plan.start,
             start=generation.start() if plan.last else None,
         )
+
+
+def _method(plan: Plan) -> Method:
+    return "prefill" if isinstance(plan, FeedPlan) else "decode"

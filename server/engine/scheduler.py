@@ -27,10 +27,11 @@ class FeedPlan:
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """One token for each live (slot, sequence)."""
+    """One token for each live (slot, sequence); `held` is the one whose prompt is half fed, if any."""
 
     step: int
     live: tuple[tuple[int, int], ...]
+    held: tuple[tuple[int, int], ...] = ()
 
 
 Plan = FeedPlan | DecodePlan
@@ -68,6 +69,11 @@ class Scheduler:
     def running(self) -> int:
         """Sequences that hold a slot."""
         return len(self._running) + (self._feeding is not None)
+
+    @property
+    def running_sequences(self) -> tuple[int, ...]:
+        """The sequences that are being decoded."""
+        return tuple(self._running)
 
     def add(self, sequence: int, prompt_tokens: int) -> None:
         """`sequence` waits behind all others."""
@@ -117,7 +123,9 @@ class Scheduler:
 
     def _decode(self) -> DecodePlan:
         self._decodes_since_feed += 1
-        return DecodePlan(self._next_step(), tuple((slot, sequence) for sequence, slot in self._running.items()))
+        live = tuple((slot, sequence) for sequence, slot in self._running.items())
+        feeding = self._feeding
+        return DecodePlan(self._next_step(), live, ((feeding.slot, feeding.sequence),) if feeding else ())
 
     def _next_step(self) -> int:
         self._step += 1

@@ -122,7 +122,7 @@ class Metrics:
         self._counter("neuronx_serve_replays", "Sequences fed again after a fault or an exchange").inc()
 
     def model_exchanged(self, model: str, seconds: float) -> None:
-        """`model` got the device, `seconds` after its predecessor was told to leave it."""
+        """`model` got the device, `seconds` after its staging began."""
         self._counter("neuronx_serve_exchanges", "Models given the device", ("model",)).labels(model).inc()
         self._seconds("neuronx_serve_exchange_seconds", seconds)
 

@@ -94,6 +94,7 @@ class Device:
         supervisor = self._supervise(model)
         self._newcomer = (model, supervisor)
         self._aborted = None
+        began = time.monotonic()
         try:
             self._set_state(model, "staging", None)
             await asyncio.gather(supervisor.stage(), _readable(model))
@@ -108,6 +109,8 @@ class Device:
             self._newcomer = None
         self.holder, self._supervisor, self.holder_since = model, supervisor, time.monotonic()
         self._set_state(model, "available", None)
+        self._metrics.model_exchanged(model.id, self.holder_since - began)
+        self._metrics.slots(model.settings.device.slots)
         self._keeper = asyncio.create_task(self._keep(model, supervisor))
         return True
 

@@ -41,7 +41,7 @@ class Registry:
         self._device = Device(settings, metrics, self._set_state)
         self._active = self.default
         self._asked: list[Model] = [self.default]
-        self._subscribers: set[asyncio.Queue[ModelEntry]] = set()
+        self._subscribers: set[asyncio.Queue[ModelEntry | None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.stopping = False
 
@@ -65,6 +65,13 @@ class Registry:
     def running(self) -> int:
         """Sequences in a slot, over all models."""
         return sum(model.engine.running for model in self.models)
+
+    @property
+    def batch_tokens(self) -> tuple[int, int]:
+        """Tokens that the running sequences may come to hold, and what all slots on the device hold together."""
+        held = sum(model.engine.tokens_held for model in self.models)
+        on_device = [model.description for model in self.models if model.state == "available" and model.description]
+        return held, sum(each.slots * each.n_positions for each in on_device)
 
     def find(self, name: str) -> Model | None:
         """The model of exactly this id."""
@@ -135,14 +142,14 @@ class Registry:
         self._wake.set()
 
     async def events(self) -> AsyncIterator[ModelEntry]:
-        """Every model once, then every change of state and progress."""
-        queue: asyncio.Queue[ModelEntry] = asyncio.Queue()
+        """Every model once, then every change of state and progress, until the server stops."""
+        queue: asyncio.Queue[ModelEntry | None] = asyncio.Queue()
         for model in self.models:
             queue.put_nowait(self.entry(model))
         self._subscribers.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            while (entry := await queue.get()) is not None:
+                yield entry
         finally:
             self._subscribers.discard(queue)
 
@@ -165,6 +172,8 @@ class Registry:
             holder = self._device.holder
         for model in self.models:
             model.engine.fail_all(IncompleteGeneration)
+        for queue in self._subscribers:
+            queue.put_nowait(None)
 
     async def close(self) -> None:
         """End the task and every worker."""

@@ -62,9 +62,9 @@ def test_openai_models(smollm2: Any) -> None:
 
 
 def test_openai_sees_a_clients_mistake_as_422(smollm2: Any) -> None:
-    with openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-", max_retries=0) as client:
-        with pytest.raises(openai.UnprocessableEntityError) as refused:
-            client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=-1)
+    client = openai.OpenAI(base_url=smollm2.url + "/v1", api_key="-", max_retries=0)
+    with client, pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=-1)
     assert refused.value.response.json() == {
         "error": "Input validation error: `temperature` must be strictly positive",
         "error_type": "validation",

@@ -58,7 +58,6 @@ def damaged(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..
     [
         ({"slots": 0}, "slots is 0: it must be at least 1"),
         ({"chunk": 0}, "chunk is 0: it must be at least 1"),
-        ({"chunk": 65}, "chunk 65 is over n_positions 64"),
         ({"n_positions": 1, "chunk": 1}, "n_positions is 1: it must be at least 2"),
         ({"threads": -1}, "threads is -1: it must be at least 0"),
         ({"n_positions": 512}, "n_positions 512 is over the model's max_position_embeddings 256"),

@@ -180,6 +180,17 @@ def test_a_row_that_is_bad_twice_ends_its_sequence_alone(bench: Callable[..., Be
     assert len(tokens(again)) == 12
 
 
+def test_a_prompt_that_the_model_cannot_be_fed_ends_alone(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    neighbour = one.submit(request((1, 2, 3), 12))
+    refused = one.submit(request((5, 100_000, 6), 12))
+    one.run()
+    with pytest.raises(GenerationError, match="cannot be fed"):
+        read(refused)
+    assert tokens(neighbour) == alone(bench, request((1, 2, 3), 12))
+    assert one.engine.running == 0
+
+
 def test_every_request_ends_exactly_once_over_random_histories(bench: Callable[..., Bench]) -> None:
     for seed in range(40):
         rng = random.Random(seed)

@@ -64,6 +64,7 @@ def test_a_long_prompt_stalls_the_live_ones_by_one_chunk_at_a_time() -> None:
     assert kinds(plans) == ["feed", "decode", "feed", "decode", "feed", "decode"]
     pieces = [(p.start, p.stop, p.last) for p in plans if isinstance(p, FeedPlan)]
     assert pieces == [(0, 4, False), (4, 8, False), (8, 10, True)]
+    assert plans[1] == DecodePlan(step=4, live=((0, 1),), held=((1, 2),))
     assert plans[-1] == DecodePlan(step=8, live=((0, 1), (1, 2)))
 
 
@@ -144,6 +145,7 @@ class Histories(RuleBasedStateMachine):
             assert not self.prompts
         elif isinstance(plan, DecodePlan):
             assert {sequence for _, sequence in plan.live} == live
+            assert {sequence for _, sequence in plan.held} == set(self.fed) - live
             assert all(self.slot_of[sequence] == slot for slot, sequence in plan.live)
             self.decodes += 1
         else:
