@@ -103,9 +103,12 @@ class Supervisor:
         """Wait until the attached worker is lost, killing it when a step takes too long; the engine is detached."""
         assert self._worker is not None, "watch() follows load()"
         worker, limit = self._worker, self._settings.step_timeout
+        step, since = self._engine.in_flight, time.monotonic()
         while not worker.lost.done():
             await asyncio.wait([worker.lost], timeout=WATCH_INTERVAL_S)
-            if self._engine.step_age(time.monotonic()) > limit:
+            if self._engine.in_flight is not step:
+                step, since = self._engine.in_flight, time.monotonic()
+            if step is not None and time.monotonic() - since > limit:
                 worker.give_up("timeout", f"a step took longer than worker.step_timeout = {limit:g} s")
         self._engine.detach()
         return worker.lost.result()
