@@ -88,7 +88,7 @@ class TestFile:
         settings = load_settings(CONFIGS / "inf2.toml", {}, {})
         devices = [model.device for model in settings.models]
         assert all(isinstance(device, NeuronOptions) and device.tp_degree == 2 for device in devices)
-        assert [device.slots for device in devices] == [8, 8, 4]
+        assert [device.slots for device in devices] == [12, 12, 4]
 
     @pytest.mark.parametrize(
         ("text", "says"),
