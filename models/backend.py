@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from models.protocol import Description, SlotInput
+from models.protocol import Description, Remedy, SamplingParams, SlotInput
 
 FloatRows = npt.NDArray[np.float32]
 IntRows = npt.NDArray[np.int64]
@@ -30,11 +30,20 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 class BackendError(Exception):
-    """Root of what a backend raises."""
+    """Root of what a backend raises. `remedy`: what may help, where the backend knows better than its class."""
+
+    remedy: Remedy = "restart"
+
+    def __init__(self, text: str = "", remedy: Remedy | None = None) -> None:
+        super().__init__(text)
+        if remedy is not None:
+            self.remedy = remedy
 
 
 class ConfigurationError(BackendError):
     """The checkpoint or the options cannot work on this backend; the text says which value and what is allowed."""
+
+    remedy = "configuration"
 
 
 class OutOfMemoryError(BackendError):
@@ -96,3 +105,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the device; the object is not used again."""
+
+
+@runtime_checkable
+class DeviceSampler(Protocol):
+    """What a backend is besides that may draw the tokens itself: its Description says whether it does."""
+
+    def configure(self, slot: int, sampling: SamplingParams) -> None:
+        """How the tokens of `slot` are drawn from its next feed on. Without effect where the scores come back."""

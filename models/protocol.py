@@ -39,6 +39,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_n_tokens: int = 0
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """The language that an answer must belong to: a JSON schema as JSON text, or a regular expression."""
+
+    kind: Literal["json", "regex"]
+    text: str
+
+
 class SlotInput(msgspec.Struct, frozen=True):
     """One row of a decode step: `token` is written at `position` of `slot`, its logits are wanted."""
 
@@ -161,7 +168,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     `emitted` are tokens that were delivered before a replay: they are fed again, with nothing sampled, and the
     sequence goes on behind them. `max_new_tokens` counts them too. `history` is the prompt, for the penalties;
-    empty when no penalty needs it.
+    empty when no penalty needs it. `grammar` constrains what is drawn; an end token only where the text is complete.
     """
 
     sampling: SamplingParams
@@ -169,10 +176,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     max_new_tokens: int
     emitted: tuple[int, ...] = ()
     history: tuple[int, ...] = ()
+    grammar: Grammar | None = None
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Step: put `tokens` into `slot` from `position` on. `start` comes with the last piece of the prompt only."""
+    """Step: put `tokens` into `slot` from `position` on. `start` comes with the last piece of the prompt only.
+
+    `scored` asks for logprobs of the prompt: token i of it is the one that follows `tokens[i]`. Needs a backend with
+    the capability `prefill_logprobs`.
+    """
 
     step: int
     slot: int
@@ -180,6 +192,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tokens: tuple[int, ...]
     position: int = 0
     start: Start | None = None
+    scored: tuple[int, ...] = ()
 
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -236,19 +249,20 @@ class Drawn(msgspec.Struct, frozen=True, array_like=True):
 
     `finish` is "" while the sequence goes on; "non_finite" means that the row held no usable number: no token was
     drawn (`token` is -1) and the sequence must be replayed. "refused": its prompt cannot be fed to this model (a token
-    outside the vocabulary, too long); the device was not touched, and a replay would be refused again.
+    outside the vocabulary, too long); the device was not touched, and a replay would be refused again. "grammar": its
+    grammar cannot be followed here, and no token was drawn.
     """
 
     slot: int
     sequence: int
     token: int
     logprob: float
-    finish: Literal["", "length", "eos_token", "non_finite", "refused"] = ""
+    finish: Literal["", "length", "eos_token", "non_finite", "refused", "grammar"] = ""
     top: tuple[tuple[int, float], ...] = ()
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A step is done. A replaying or skipped sequence has no entry in `drawn`.
+    """A step is done. A replaying or skipped sequence has no entry in `drawn`. `prompt_logprobs`: of Feed.scored.
 
     `device_s` and `sampling_s` are the seconds the backend and the sampler took, `idle_s` those between the end of
     the previous step and the start of this one.
@@ -256,6 +270,7 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     step: int
     drawn: tuple[Drawn, ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
     device_s: float = 0.0
     sampling_s: float = 0.0
     idle_s: float = 0.0

@@ -1,8 +1,8 @@
 """Draws one token for each row of scores: penalties, filters, the draw, logprobs. Runs in the worker.
 
 Knows no slot, no device and no text. The order of the processors is TGI's (wire contract, section 3): repetition
-penalty, frequency penalty, presence penalty, temperature, top-k, top-p, typical-p, draw. Greedy rows take the
-penalties and nothing else. `logprob` is the log-softmax after all of them.
+penalty, frequency penalty, presence penalty, grammar, temperature, top-k, top-p, typical-p, draw. Greedy rows take the
+penalties and the grammar and nothing else. `logprob` is the log-softmax after all of them.
 
 Rules, with their sources:
 
@@ -37,6 +37,7 @@ from models.draws import (
     uniform,
     weights_of,
 )
+from models.matcher import Matcher
 from models.protocol import SamplingParams
 
 # What a device's float32 normaliser may be off by, relative; a decision that hangs on less needs the whole row.
@@ -67,11 +68,18 @@ class SequenceSampler:
     """What sampling remembers of one sequence: how often each token occurred, and which draw comes next.
 
     `history` is the prompt, which only the repetition penalty reads. `emitted` are tokens that were drawn earlier
-    (a replay): the next draw is number len(emitted).
+    (a replay): the next draw is number len(emitted). `matcher` has taken them already.
     """
 
-    def __init__(self, params: SamplingParams, history: Sequence[int], emitted: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        history: Sequence[int],
+        emitted: Sequence[int] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
         self.params = params
+        self.matcher = matcher
         self.drawn = 0
         self.penalised = (
             params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
@@ -80,10 +88,15 @@ class SequenceSampler:
         if self.penalised and params.repetition_penalty != 1.0:
             self._counts = dict.fromkeys(history, 0)
         for token in emitted:
-            self.advance(token)
+            self._count(token)
 
     def advance(self, token: int) -> None:
         """Take `token` as the next one of the output."""
+        self._count(token)
+        if self.matcher is not None:
+            self.matcher.advance(token)
+
+    def _count(self, token: int) -> None:
         self.drawn += 1
         if self.penalised:
             self._counts[token] = self._counts.get(token, 0) + 1
@@ -104,6 +117,15 @@ class SequenceSampler:
     def uniform(self) -> float:
         """The random number of the next token."""
         return uniform(self.params.seed, self.params.choice, self.drawn)
+
+
+def logprobs(rows: Floats, tokens: Sequence[int]) -> tuple[float, ...]:
+    """Log-softmax of token i in row i of raw logits, float32 (len(tokens), vocab_size); NaN in a row that has NaN."""
+    found = []
+    for row, token in zip(rows, tokens, strict=True):
+        values = tempered(row, float(row.max()), 1.0)
+        found.append(float(values[token]) - math.log(mass_of(values)))
+    return tuple(found)
 
 
 def sample(scores: Scores, samplers: Sequence[SequenceSampler], full: FullRows) -> list[Choice]:
@@ -133,6 +155,11 @@ def choose(row: Floats, sampler: SequenceSampler) -> Choice:
     if sampler.penalised:
         row = _penalised(row, sampler)
         highest = float(row.max())
+    if sampler.matcher is not None:
+        row = np.where(sampler.matcher.allowed(row.size), row, np.float32(-math.inf))
+        highest = float(row.max())
+        if highest == -math.inf:  # the row itself has ruled out all that the grammar allows
+            return NOT_FINITE
     params = sampler.params
     if not params.do_sample:
         return _greedy(row, highest, params)
@@ -224,6 +251,8 @@ def _proven(ids: Ids, values: Floats, normaliser: float, sampler: SequenceSample
     """The Choice that the whole row gives, or None where these candidates do not prove it."""
     if not (np.isfinite(values[0]) and math.isfinite(normaliser)) or np.isnan(values).any():
         return NOT_FINITE
+    if sampler.matcher is not None:
+        return None  # what a grammar allows is seldom among the likeliest
     bound = values.min()
     order = np.argsort(ids)
     order = order[values[order] > -math.inf]

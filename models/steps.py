@@ -7,13 +7,25 @@ process may plan a step before it has seen the tokens of the previous one. Knows
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.backend import Backend, Candidates, DeviceError, Logits, Scores, StepError, TokenIds
+from models.backend import (
+    Backend,
+    Candidates,
+    ConfigurationError,
+    DeviceError,
+    DeviceSampler,
+    Logits,
+    Scores,
+    StepError,
+    TokenIds,
+)
+from models.matcher import Matcher, Vocabulary
 from models.protocol import Decode, Drawn, Feed, SlotInput, Start, Stepped
-from models.sampler import Choice, SequenceSampler, sample
+from models.sampler import Choice, SequenceSampler, logprobs, sample
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +52,52 @@ class Occupant:
 class Steps:
     """Runs feeds and decodes of one loaded backend and draws their tokens."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, vocabulary: Vocabulary | None = None) -> None:
+        """Without a vocabulary no sequence may have a grammar."""
         self._backend = backend
+        self._vocabulary = vocabulary
         self._occupants: dict[int, Occupant] = {}
+        self._prompt_logprobs: tuple[float, ...] = ()
         self._sampling_s = 0.0
 
     def run(self, command: Feed | Decode) -> Stepped:
         """The step's tokens. DeviceError when the numbers of several sequences are unusable at once."""
         began = time.perf_counter()
         self._sampling_s = 0.0
+        self._prompt_logprobs = ()
         drawn = self._feed(command) if isinstance(command, Feed) else self._decode(command)
         elapsed = time.perf_counter() - began
-        return Stepped(step=command.step, drawn=drawn, device_s=elapsed - self._sampling_s, sampling_s=self._sampling_s)
+        return Stepped(
+            step=command.step,
+            drawn=drawn,
+            prompt_logprobs=self._prompt_logprobs,
+            device_s=elapsed - self._sampling_s,
+            sampling_s=self._sampling_s,
+        )
 
     def _feed(self, feed: Feed) -> tuple[Drawn, ...]:
+        if feed.position and not self._holds(feed.slot, feed.sequence):
+            return ()  # its first pieces were refused while this one was on its way
         try:
-            scores = self._backend.feed(feed.slot, feed.tokens, feed.position)
+            matcher = self._matcher(feed.start) if feed.start is not None else None
+        except ConfigurationError as error:
+            logger.error("the grammar of sequence %d cannot be followed: %s", feed.sequence, error)
+            self._occupants.pop(feed.slot, None)
+            return (Drawn(feed.slot, feed.sequence, -1, 0.0, "grammar"),)
+        try:
+            if feed.start is not None and isinstance(self._backend, DeviceSampler):
+                self._backend.configure(feed.slot, feed.start.sampling)
+            scores = self._backend.feed(feed.slot, feed.tokens, feed.position, all_logits=bool(feed.scored))
         except StepError as error:
             # Refused before the device was touched: this prompt's mistake, and nobody else's.
             logger.error("the prompt of sequence %d is refused: %s", feed.sequence, error)
             self._occupants.pop(feed.slot, None)
             return (Drawn(feed.slot, feed.sequence, -1, 0.0, "refused"),)
+        if feed.scored:
+            scores = self._scored(feed, scores)
+            if any(map(math.isnan, self._prompt_logprobs)):
+                self._occupants.pop(feed.slot, None)
+                return (Drawn(feed.slot, feed.sequence, -1, 0.0, "non_finite"),)
         end = feed.position + len(feed.tokens)
         start = feed.start
         if start is None:
@@ -71,10 +108,27 @@ class Steps:
             feed.tokens[-1],
             end - 1,
             start,
-            SequenceSampler(start.sampling, start.history, start.emitted),
+            SequenceSampler(start.sampling, start.history, start.emitted, matcher),
         )
         self._occupants[feed.slot] = occupant
         return self._advance([feed.slot], scores, full=lambda rows: self._feed_again(feed, rows))
+
+    def _matcher(self, start: Start) -> Matcher | None:
+        """ConfigurationError where grammars cannot be used."""
+        if start.grammar is None:
+            return None
+        if self._vocabulary is None:
+            raise ConfigurationError("there is no vocabulary for grammars")
+        return Matcher(self._vocabulary, start.grammar, start.eos, start.emitted)
+
+    def _scored(self, feed: Feed, scores: Scores) -> Logits:
+        """Keep the logprobs of `feed.scored`, and the last row of the prompt's scores."""
+        if not isinstance(scores, Logits) or len(scores.rows) != len(feed.tokens):
+            raise DeviceError(f"the backend was asked for all {len(feed.tokens)} rows of logits and gave others")
+        began = time.perf_counter()
+        self._prompt_logprobs = logprobs(scores.rows[: len(feed.scored)], feed.scored)
+        self._sampling_s += time.perf_counter() - began
+        return Logits(scores.rows[-1:])
 
     def _feed_again(self, feed: Feed, rows: list[int]) -> Logits:
         """A feed always scores the whole vocabulary where the backend has no candidates for it."""
@@ -103,15 +157,28 @@ class Steps:
     def _advance(self, slots: list[int], scores: Scores, full: FullRows) -> tuple[Drawn, ...]:
         """Move each slot on by one token: a replayed one where tokens of before are left, else a drawn one."""
         fresh = [row for row, slot in enumerate(slots) if not self._replay(slot)]
-        if not fresh:
-            return ()
         began = time.perf_counter()
+        lost = {row: failure for row in fresh if (failure := self._grammar_failure(slots[row]))}
+        ended = tuple(self._drop(slots[row], failure) for row, failure in lost.items())
+        fresh = [row for row in fresh if row not in lost]
+        if not fresh:
+            return ended
         samplers = [self._sampler(slots[row]) for row in fresh]
         choices = sample(_rows(scores, fresh), samplers, lambda rows: full([fresh[row] for row in rows]))
         self._sampling_s += time.perf_counter() - began
         if len(choices) > 1 and sum(not choice.finite for choice in choices) > 1:
             raise DeviceError(f"{sum(not choice.finite for choice in choices)} of {len(choices)} rows are not finite")
-        return tuple(self._draw(slots[row], choice) for row, choice in zip(fresh, choices, strict=True))
+        return (*ended, *(self._draw(slots[row], choice) for row, choice in zip(fresh, choices, strict=True)))
+
+    def _grammar_failure(self, slot: int) -> str:
+        matcher = self._sampler(slot).matcher
+        return matcher.failure() if matcher is not None else ""
+
+    def _drop(self, slot: int, failure: str) -> Drawn:
+        """End a sequence whose grammar cannot be followed."""
+        sequence = self._occupants.pop(slot).sequence
+        logger.error("the grammar of sequence %d cannot be followed: %s", sequence, failure)
+        return Drawn(slot, sequence, -1, 0.0, "grammar")
 
     def _replay(self, slot: int) -> bool:
         occupant = self._occupants[slot]

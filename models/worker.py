@@ -19,7 +19,8 @@ import msgspec
 
 from models.backend import Backend, BackendError, ConfigurationError, DeviceError, OutOfMemoryError
 from models.link import Link
-from models.protocol import CpuOptions, Decode, Fault, Feed, Load, NeuronOptions, Ready, Stage, Staged
+from models.matcher import Vocabulary
+from models.protocol import Compile, CpuOptions, Decode, Fault, Feed, Load, NeuronOptions, Ready, Stage, Staged
 from models.steps import Steps
 
 PR_SET_PDEATHSIG = 1
@@ -54,31 +55,42 @@ def main(fd: int, parent: int) -> int:
     except Exception as error:
         if not isinstance(error, BackendError):
             traceback.print_exc()
-        link.send(Fault(kind=_kind(error), message=str(error) or type(error).__name__))
+        link.send(_fault(error))
         return 1
     return 0
 
 
 def serve(link: Link) -> None:
-    """Stage, Load, then steps in the order they come, until the API process closes its end."""
+    """Stage, Load, then steps in the order they come, until the API process closes its end; or one Compile."""
     stage = link.receive()
     if stage is None:
         return
+    if isinstance(stage, Compile):
+        _compile(link, stage)
+        return
     if not isinstance(stage, Stage):
-        raise ConfigurationError(f"the first command must be Stage, not {type(stage).__name__}")
+        raise ConfigurationError(f"the first command must be Stage or Compile, not {type(stage).__name__}")
     backend = create_backend(stage)
+    vocabulary = Vocabulary(Path(stage.directory))
     try:
         backend.stage(link.progress)
+        vocabulary.begin()
         link.send(Staged())
         if isinstance(link.receive(), Load):
             link.send(Ready(backend.load(link.progress)))
-            _run_steps(link, backend)
+            _run_steps(link, Steps(backend, vocabulary))
     finally:
         backend.close()
 
 
-def _run_steps(link: Link, backend: Backend) -> None:
-    steps = Steps(backend)
+def _compile(link: Link, command: Compile) -> None:
+    from models.neuron.compile import compile_model, end_with
+
+    end_with(link.receive)  # nothing more is sent: it returns when the socket closes
+    link.send(compile_model(command, link.progress))
+
+
+def _run_steps(link: Link, steps: Steps) -> None:
     ended = time.perf_counter()
     while (command := link.receive()) is not None:
         if not isinstance(command, Feed | Decode):
@@ -87,6 +99,11 @@ def _run_steps(link: Link, backend: Backend) -> None:
         stepped = steps.run(command)
         link.send(msgspec.structs.replace(stepped, idle_s=began - ended))
         ended = time.perf_counter()
+
+
+def _fault(error: Exception) -> Fault:
+    remedy = error.remedy if isinstance(error, BackendError) else "restart"
+    return Fault(kind=_kind(error), message=str(error) or type(error).__name__, remedy=remedy)
 
 
 def _kind(error: Exception) -> Literal["configuration", "memory", "device", "internal"]:

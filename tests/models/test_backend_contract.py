@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,7 @@ def _neuron(directory: Path) -> Backend:
         amp="f32",
         context_buckets=(16, 32),
         token_buckets=(32, N_POSITIONS),
+        compile="if-missing",
     )
     return NeuronBackend(directory, options)
 
@@ -162,13 +164,16 @@ if importlib.util.find_spec("transformers_neuronx"):
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def create(request: pytest.FixtureRequest) -> Iterator[Create]:
+def create(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Create]:
     """Makes a backend for a directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEURON_RT_NUM_CORES", "2")
         patch.setenv("NEURON_RT_EXEC_TIMEOUT", "60")
+        patch.setenv("NEURON_COMPILE_CACHE_URL", str(tmp_path_factory.mktemp("compile-cache")))
+        patch.setenv("NEURONX_SERVE_CACHE", str(tmp_path_factory.mktemp("model-cache")))
         if request.param is _neuron_faked:
             patch.setitem(sys.modules, "transformers_neuronx", _fake_library())
+            patch.setattr("models.neuron.graphs.ProcessPoolExecutor", ThreadPoolExecutor)
         yield request.param
 
 
@@ -202,7 +207,7 @@ def test_a_measured_time_belongs_to_each_bucket(loaded: Loaded) -> None:
 
 def test_progress_rises_to_its_end_in_each_phase(loaded: Loaded) -> None:
     phases = [phase for phase, _, _ in loaded.progress]
-    order = ["staging", "weights", "graphs", "warm-up"]
+    order = ["staging", "weights", "compile", "graphs", "warm-up"]
     assert phases == sorted(phases, key=order.index)
     assert phases[0] == "staging"
     for phase in set(phases):
