@@ -18,6 +18,10 @@ from server.errors import ConfigurationError
 COMMANDS = {
     "serve": "serve the configured models over HTTP",
     "models": "list the configured models and what their directories lack",
+    "compile": "build the graphs of a Neuron model ahead of time",
+    "artifacts": "list, verify, push and pull compiled graphs",
+    "plan": "print what a configuration takes and gives: memory, times, tokens per second, dollars",
+    "doctor": "examine this machine: what is in order, what is not, and what to do",
 }
 
 

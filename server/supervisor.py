@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from models.protocol import Description, DeviceOptions, Load, Progress, Ready, Report, Stage, Staged, Stepped
+from server.deadlines import StepWatch, step_deadline
 from server.engine.loop import Engine
+from server.engine.scheduler import FeedPlan, Plan
 from server.observe.metrics import Metrics
 from server.settings import WorkerSettings
 from server.worker_process import WorkerLost, WorkerProcess
@@ -62,7 +64,9 @@ class Supervisor:
         self._metrics = metrics
         self._on_progress = on_progress
         self._budget = RestartBudget(settings.restarts, settings.restart_window)
+        self._spawning: asyncio.Task[WorkerProcess] | None = None
         self._worker: WorkerProcess | None = None
+        self._aborted: str | None = None
         self._staged: asyncio.Future[None] | None = None
         self._ready: asyncio.Future[Description] | None = None
         self.description: Description | None = None
@@ -79,6 +83,7 @@ class Supervisor:
 
     def abort(self, reason: str) -> None:
         """Kill the worker that is staging or loading; `stage` or `load` raises WorkerLost."""
+        self._aborted = reason
         if self._worker is not None:
             self._worker.give_up("exit", reason)
 
@@ -86,7 +91,11 @@ class Supervisor:
         """Spawn a worker and let it do the host's share of loading; WorkerLost when it cannot."""
         loop = asyncio.get_running_loop()
         self._staged, self._ready = loop.create_future(), loop.create_future()
-        self._worker = await WorkerProcess.spawn(self._python, self._received)
+        # Shielded: whoever is cancelled here leaves a process that `stop` must know of.
+        self._spawning = asyncio.create_task(WorkerProcess.spawn(self._python, self._received))
+        self._worker = await asyncio.shield(self._spawning)
+        if self._aborted is not None:
+            self._worker.give_up("exit", self._aborted)
         self._worker.send(self._stage)
         await self._expect(self._staged, self._settings.stage_timeout, "worker.stage_timeout")
 
@@ -102,20 +111,20 @@ class Supervisor:
     async def watch(self) -> WorkerLost:
         """Wait until the attached worker is lost, killing it when a step takes too long; the engine is detached."""
         assert self._worker is not None, "watch() follows load()"
-        worker, limit = self._worker, self._settings.step_timeout
-        step, since = self._engine.in_flight, time.monotonic()
+        worker, watch = self._worker, StepWatch(most=2 * WATCH_INTERVAL_S)
         while not worker.lost.done():
             await asyncio.wait([worker.lost], timeout=WATCH_INTERVAL_S)
-            if self._engine.in_flight is not step:
-                step, since = self._engine.in_flight, time.monotonic()
-            if step is not None and time.monotonic() - since > limit:
-                worker.give_up("timeout", f"a step took longer than worker.step_timeout = {limit:g} s")
+            plan = self._engine.in_flight
+            age = watch.look(plan.step if plan else None, time.monotonic())
+            if plan is not None and age > (limit := self._deadline(plan)):
+                kind = f"feed of {plan.stop - plan.start} tokens" if isinstance(plan, FeedPlan) else "decode step"
+                worker.give_up("timeout", f"a {kind} took longer than its deadline of {limit:g} s")
         self._engine.detach()
         return worker.lost.result()
 
     def may_restart(self, lost: WorkerLost) -> bool:
         """Whether a lost worker is worth and allowed a replacement; takes it from the budget."""
-        if lost.kind == "configuration" or not self._budget.spend(time.monotonic()):
+        if lost.remedy != "restart" or not self._budget.spend(time.monotonic()):
             return False
         self._metrics.worker_restarted()
         return True
@@ -123,9 +132,15 @@ class Supervisor:
     async def stop(self) -> None:
         """End the worker and reap it: the device is free when this returns. The engine keeps its sequences."""
         self._engine.detach()
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            await worker.close()
+        if self._spawning is not None:
+            await asyncio.wait([self._spawning])
+            if self._spawning.exception() is None:
+                await self._spawning.result().close()
+        self._spawning = self._worker = None
+
+    def _deadline(self, plan: Plan) -> float:
+        assert self.description is not None
+        return step_deadline(plan, self.description, self._stage.options, self._settings)
 
     async def _expect(self, wanted: asyncio.Future[_T], timeout: float, key: str) -> _T:
         assert self._worker is not None

@@ -1,5 +1,6 @@
 """One spawned device worker: frames out, reports in, and the one moment at which it is lost.
 
+What the Neuron runtime wrote last says more about a loss than the way the process ended, so it is looked at first.
 Knows no model state and no restart: the supervisor decides what follows a loss.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -15,18 +17,27 @@ from pathlib import Path
 from typing import Literal
 
 import models
-from models.protocol import HEADER_BYTES, Command, Fault, Report, decode_report, encode, frame_length
+from models.neuron.status import diagnose_log
+from models.protocol import HEADER_BYTES, Command, Fault, Remedy, Report, decode_report, encode, frame_length
+from server.worker_log import WorkerLog
 
 ENTRY = Path(models.__file__).parent / "__main__.py"
 LossKind = Literal["configuration", "memory", "device", "internal", "exit", "timeout"]
+# The log's last lines come through another pipe than the end itself.
+LOG_GRACE_S = 0.1
 
 
 class WorkerLost(Exception):
-    """The worker is gone or must be given up. `kind` is its own Fault's kind, or how it ended without one."""
+    """The worker is gone or must be given up.
 
-    def __init__(self, kind: LossKind, message: str) -> None:
+    `kind` is its own Fault's kind, or how it ended without one. `remedy` says whether another worker would fare better;
+    by default it would, unless the configuration is at fault.
+    """
+
+    def __init__(self, kind: LossKind, message: str, remedy: Remedy | None = None) -> None:
         super().__init__(message)
         self.kind: LossKind = kind
+        self.remedy: Remedy = remedy or ("configuration" if kind == "configuration" else "restart")
 
 
 class _Frames(asyncio.Protocol):
@@ -55,12 +66,15 @@ class _Frames(asyncio.Protocol):
 class WorkerProcess:
     """A running worker. `lost` resolves once, with the reason, when it can no longer be used."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, log: WorkerLog, on_report: Callable[[Report], None]
+    ) -> None:
         self._process = process
+        self._log = log
         self._on_report = on_report
         self._transport: asyncio.Transport | None = None
         self._closing = False
-        self._fault: Fault | None = None
+        self._last_words: asyncio.Task[None] | None = None
         self.lost: asyncio.Future[WorkerLost] = asyncio.get_running_loop().create_future()
         self._reaper = asyncio.create_task(self._reap())
 
@@ -72,6 +86,7 @@ class WorkerProcess:
     async def spawn(cls, python: str, on_report: Callable[[Report], None]) -> WorkerProcess:
         """Start an interpreter ("" = this one); WorkerLost (configuration) when it cannot be started."""
         ours, theirs = socket.socketpair()
+        log, stderr = await WorkerLog.open()
         try:
             process = await asyncio.create_subprocess_exec(
                 python or sys.executable,
@@ -80,13 +95,16 @@ class WorkerProcess:
                 str(os.getpid()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
             )
         except OSError as error:
             ours.close()
+            log.close()
             raise WorkerLost("configuration", f"worker.python = {python!r} cannot be started: {error}") from error
         finally:
             theirs.close()
-        worker = cls(process, on_report)
+            os.close(stderr)
+        worker = cls(process, log, on_report)
         await worker._connect(ours)
         return worker
 
@@ -116,27 +134,59 @@ class WorkerProcess:
         except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
             self._kill()
             await self._reaper
+        await self._log.settle(LOG_GRACE_S)
+        self._log.close()
+        if self._last_words is not None:
+            await self._last_words
 
     def _received(self, report: Report) -> None:
         if isinstance(report, Fault):
-            self._fault = report
-            self._lose(WorkerLost(report.kind, report.message))
+            self._lose_after_log(WorkerLost(report.kind, report.message, report.remedy))
         elif not self.lost.done():
             self._on_report(report)
 
     def _ended(self) -> None:
         # The socket ends at once when the process dies; the exit code comes a moment later.
-        if self._closing:
-            return
-        self._lose(WorkerLost("exit", "the device worker ended without a word (killed, or crashed)"))
-        self._kill()
+        if not self._closing:
+            self._lose_after_log(None)
 
     async def _reap(self) -> None:
-        code = await self._process.wait()
+        await self._process.wait()
         # A process the worker started may hold the socket open: its exit alone ends it for us.
-        self._lose(WorkerLost("exit", f"the device worker exited with code {code}"))
+        if self._closing:
+            self._lose(self._ending())
+        else:
+            self._lose_after_log(None)
         if self._transport is not None:
             self._transport.close()
+
+    def _lose_after_log(self, fault: WorkerLost | None) -> None:
+        if self._last_words is None and not self.lost.done():
+            self._last_words = asyncio.create_task(self._explain(fault))
+
+    async def _explain(self, fault: WorkerLost | None) -> None:
+        """Lose the worker for its fault, or for the way it ended; the log may know of a graver one."""
+        await self._log.settle(LOG_GRACE_S)
+        if fault is None:
+            await asyncio.wait([self._reaper], timeout=LOG_GRACE_S)
+        reason = fault or self._ending()
+        diagnosis = diagnose_log(self._log.tail) if reason.kind in ("exit", "device") else None
+        if diagnosis is not None and diagnosis.advice not in str(reason):
+            remedy = diagnosis.remedy if diagnosis.remedy in ("reboot", "replace") else reason.remedy
+            reason = WorkerLost(reason.kind, f"{reason} (its log: {diagnosis.advice})", remedy)
+        self._lose(reason)
+        if fault is None:  # a worker that reported one gives the device back in order
+            self._kill()
+
+    def _ending(self) -> WorkerLost:
+        code = self._process.returncode
+        if code is None:
+            how = "closed its connection"
+        elif code < 0:
+            how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
+        else:
+            how = f"exited with code {code}"
+        return WorkerLost("exit", f"the device worker {how}")
 
     def _lose(self, reason: WorkerLost) -> None:
         if not self.lost.done():

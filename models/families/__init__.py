@@ -1,4 +1,4 @@
-"""What differs between the model families: how they are recognised, their stop tokens, their chat template.
+"""What differs between the model families: how they are recognised, stop tokens, chat template, infilling.
 
 Pure data and functions over config.json; both processes may import this. Knows no tokenizer and no device.
 """
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.families import chatml, codellama, llama3, mistral
-from models.families.family import Family
+from models.families.family import Family, Infilling
 
-__all__ = ["FAMILIES", "Family", "UnknownFamilyError", "family_named", "family_of"]
+__all__ = ["FAMILIES", "Family", "Infilling", "UnknownFamilyError", "family_named", "family_of"]
 
 # A Llama that is none of the known ones brings its own template and stop tokens, or has none.
 LLAMA = Family(name="llama")

@@ -1,11 +1,11 @@
-"""CodeLlama: Llama 2's chat format, rope theta 1,000,000, an end token of its own for infilling."""
+"""CodeLlama: Llama 2's chat format, rope theta 1,000,000, infilling with an end token of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from models.families.family import Family
+from models.families.family import Family, Infilling
 
 # The chat format of Llama 2, which CodeLlama-Instruct was tuned on: the system text sits inside the first user turn.
 _TEMPLATE = (
@@ -21,7 +21,11 @@ _TEMPLATE = (
     "{% endfor %}"
 )
 
-FAMILY = Family(name="codellama", stop_tokens=("</s>", "▁<EOT>"), default_template=_TEMPLATE)
+# Prefix, suffix, middle: one of the orders that the 7B and 13B models know (arXiv:2308.12950, section 2.3). The mark is
+# that of transformers' CodeLlamaTokenizer.
+_INFILLING = Infilling(mark="<FILL_ME>", prefix="▁<PRE>", suffix="▁<SUF>", middle="▁<MID>")
+
+FAMILY = Family(name="codellama", stop_tokens=("</s>", "▁<EOT>"), default_template=_TEMPLATE, infilling=_INFILLING)
 
 
 def recognises(config: Mapping[str, Any]) -> bool:

@@ -1,18 +1,24 @@
 """Refuses, before anything loads, what transformers-neuronx 0.13 would run wrongly or not at all.
 
 Several of these would give fluent nonsense rather than an error there: it ignores biases, a head_dim of its own and a
-sliding window. Pure: knows config.json and the options, not the library.
+sliding window. Knows config.json, the options and the names of the files, not the library.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from models.backend import ConfigurationError
 from models.protocol import NeuronOptions
 from models.spec import ModelSpec
 
-TP_DEGREES = (1, 2, 4, 8, 24)
+# What the runtime forms groups of: on inf2.xlarge and inf2.8xlarge 1 and 2, on inf2.24xlarge up to 12, on inf2.48xlarge
+# all of them.
+TP_DEGREES = (1, 2, 4, 8, 12, 24)
+
+_CORES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def check(spec: ModelSpec, options: NeuronOptions) -> None:
@@ -20,6 +26,14 @@ def check(spec: ModelSpec, options: NeuronOptions) -> None:
     problems = [*_of_model(spec), *_of_options(options), *_of_both(spec, options)]
     if problems:
         raise ConfigurationError("; ".join(problems))
+
+
+def check_files(directory: Path) -> None:
+    """ConfigurationError unless the checkpoint is of the kind that is read tensor by tensor."""
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigurationError(
+            f"{directory} holds no *.safetensors: the Neuron backend reads no GGUF, and pickled .bin files not at all"
+        )
 
 
 def _of_model(spec: ModelSpec) -> Iterator[str]:
@@ -37,10 +51,21 @@ def _of_options(options: NeuronOptions) -> Iterator[str]:
         yield f"slots is {options.slots}: it must be 1 or more"
     if options.tp_degree not in TP_DEGREES:
         yield f"tp_degree is {options.tp_degree}: Inferentia2 has {', '.join(map(str, TP_DEGREES))}"
+    if options.cores:
+        yield from _of_cores(options.cores, options.tp_degree)
     yield from _of_buckets("context_buckets", options.context_buckets, options.n_positions)
     yield from _of_buckets("token_buckets", options.token_buckets, options.n_positions)
     if options.token_buckets and max(options.token_buckets) != options.n_positions:
         yield f"token_buckets ends at {max(options.token_buckets)}: it must end at n_positions, {options.n_positions}"
+
+
+def _of_cores(cores: str, tp_degree: int) -> Iterator[str]:
+    """The runtime takes one core or one range of neighbours."""
+    match = _CORES.fullmatch(cores)
+    count = int(match[2] or match[1]) - int(match[1]) + 1 if match else 0
+    if count != tp_degree:
+        example = "0" if tp_degree == 1 else f"0-{tp_degree - 1}"
+        yield f'cores is "{cores}": with tp_degree {tp_degree} it names {tp_degree} in a row, as "{example}" does'
 
 
 def _of_buckets(name: str, buckets: Sequence[int], n_positions: int) -> Iterator[str]:
@@ -54,6 +79,6 @@ def _of_both(spec: ModelSpec, options: NeuronOptions) -> Iterator[str]:
         yield f"n_positions {options.n_positions} is above the model's max_position_embeddings, {longest}"
     if window is not None and window < options.n_positions:
         yield (
-            f"n_positions {options.n_positions} is above the model's sliding_window, {window}, "
-            "which the Neuron graphs ignore: use at most that"
+            f"n_positions {options.n_positions} is above the model's sliding_window, {window}, which the Neuron graphs "
+            f"ignore: set n_positions to {window} at most, and let token_buckets end there"
         )

@@ -1,27 +1,36 @@
 """The Neuron backend: Llama, Mistral and CodeLlama through transformers-neuronx with continuous batching.
 
 The only importer of transformers_neuronx; it drives LlamaForSampling for all three families and keeps to the step
-contract that the library does not check itself. Knows no sampling and no scheduling.
+contract that the library does not check itself. Knows no scheduling, and of sampling only that the cores can do it.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.backend import ConfigurationError, DeviceError, FloatRows, Logits, ProgressCallback, Scores, StepError
+from models.backend import ConfigurationError, DeviceError, Logits, ProgressCallback, Scores, StepError, TokenIds
+from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
+from models.cpu.host import available_bytes
 from models.neuron import checks, faults
-from models.protocol import Description, NeuronOptions, SlotInput
+from models.neuron.artifacts import ArtifactError
+from models.neuron.graphs import GraphRequest, graphs_from_store, request_for
+from models.neuron.sampling import SlotSampling
+from models.neuron.timeouts import exec_timeout_s
+from models.protocol import Description, NeuronOptions, SamplingParams, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
 
-EXEC_TIMEOUT_S = "60"
+EXEC_TIMEOUT = "NEURON_RT_EXEC_TIMEOUT"
+# Left free when a checkpoint is read ahead into the page cache.
+WARM_RESERVE = 4 * 1024**3
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _WARM_UP_TOKEN = 1
 
@@ -41,42 +50,44 @@ class NeuronBackend:
     def __init__(self, directory: Path, options: NeuronOptions) -> None:
         self._directory = directory
         self._options = options
+        self._library: Any = None
         self._model: Any = None
+        self._request: GraphRequest | None = None
+        self._sampling: SlotSampling | None = None
 
     def stage(self, progress: ProgressCallback) -> None:
-        """Check the model, import the library and map the checkpoint; `from_pretrained` touches no device."""
-        try:
-            spec = read_spec(self._directory)
-        except SpecError as error:
-            raise ConfigurationError(str(error)) from error
-        checks.check(spec, self._options)
-        if self._options.artifacts and not Path(self._options.artifacts).is_dir():
-            raise ConfigurationError(f"artifacts: {self._options.artifacts} is not a directory")
+        """Check model and options, import the library, map the checkpoint and read it ahead; touches no device."""
+        options = self._options
+        spec, checkpoint = _read(self._directory, options)
         self._limits = StepLimits(
-            slots=self._options.slots,
-            n_positions=self._options.n_positions,
+            slots=options.slots,
+            n_positions=options.n_positions,
             vocab_size=spec.vocab_size,
-            longest_feed=self._options.context_buckets[-1],
+            longest_feed=options.context_buckets[-1],
             extend=False,
         )
-        progress("staging", 0, 2)
-        library = _import_library(self._options.tp_degree)
-        progress("staging", 1, 2)
-        self._model = _construct(library, self._directory, self._options)
+        if options.sampling == "device":
+            self._sampling = SlotSampling(options.slots, spec.vocab_size)
+        self._runtime_timeout_s = _set_up_runtime(spec, options)
+        self._library = _import_library()
+        self._request = request_for(self._library, str(self._directory), spec, options)
+        self._check_graphs(self._request)
+        config = _neuron_config(self._library, spec, options, self._sampling)
+        self._model = _construct(self._library, self._directory, options, config)
         _check_rope(self._model, spec)
-        progress("staging", 2, 2)
+        _read_ahead(checkpoint, progress)
 
     def load(self, progress: ProgressCallback) -> Description:
-        """Put the weights and programs on the cores, then run every bucket for real.
+        """Put the weights, layer by layer, and the graphs on the cores, then run every bucket for real.
 
-        Takes minutes where programs are compiled, which it does only without `artifacts`.
+        Takes minutes where graphs are compiled, which it does only where the option `compile` says so.
         """
+        if self._request is None:
+            raise ConfigurationError("load before stage: there is no model yet")
         started = time.perf_counter()
         options = self._options
         try:
-            if options.artifacts:
-                self._model.load(options.artifacts)
-            with _reporting(self._model, progress):
+            with graphs_from_store(self._model, self._request, progress), _reporting(self._model, progress):
                 self._model.to_neuron()
         except Exception as error:
             raise faults.load_error(error) from error
@@ -87,12 +98,23 @@ class NeuronBackend:
             vocab_size=self._limits.vocab_size,
             context_buckets=options.context_buckets,
             token_buckets=options.token_buckets,
+            device_sampling=self._sampling is not None,
             dtype=DTYPES[options.amp] if options.quant == "none" else f"{DTYPES[options.amp]}+{options.quant}",
             device="neuron",
             load_s=time.perf_counter() - started,
             feed_s=feed_s,
             step_s=step_s,
+            runtime_timeout_s=self._runtime_timeout_s,
         )
+
+    def configure(self, slot: int, sampling: SamplingParams) -> None:
+        """How the cores draw the tokens of `slot` from its next feed on; nothing where the host draws them."""
+        if self._sampling is None or not self._sampling.put(slot, sampling):
+            return
+        try:
+            self._model.update_generation_config(self._library.GenerationConfig(**self._sampling.fields()))
+        except Exception as error:
+            raise faults.runtime_error(error) from error
 
     def feed(self, slot: int, tokens: Sequence[int], position: int = 0, all_logits: bool = False) -> Scores:
         """Prefill a whole prompt into `slot`, with the program of the smallest context bucket that holds it."""
@@ -102,36 +124,56 @@ class NeuronBackend:
         if len(tokens) == 1:
             # One column would be taken for a decode step, which harms every slot that it does not name. Of two columns
             # at position 0 the library takes the first for the last token of a prompt.
-            return Logits(self._forward([[tokens[0], 0]], [[0, 0]], [slot]))
-        return Logits(self._forward([list(tokens)], [list(range(len(tokens)))], [slot]))
+            return self._scores([[tokens[0], 0]], [[0, 0]], [slot])
+        return self._scores([list(tokens)], [list(range(len(tokens)))], [slot])
 
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Scores:
         """One step of all live slots, with the program of the smallest token bucket that holds the largest position."""
         self._limits.check_decode(live)
-        return Logits(
-            self._forward([[row.token] for row in live], [[row.position] for row in live], [row.slot for row in live])
-        )
+        if full and self._sampling is not None:
+            raise StepError('the cores draw the tokens themselves (sampling = "device"): there are no logits')
+        return self._scores([[row.token] for row in live], [[row.position] for row in live], [row.slot for row in live])
 
     def close(self) -> None:
         """Drop the model; the cores are free for certain when the process has exited."""
         self._model = None
 
-    def _forward(self, tokens: list[list[int]], positions: list[list[int]], slots: list[int]) -> FloatRows:
-        """The library's one call: (rows, columns) tokens at their positions, (rows,) slots; float32 (rows, vocab_size).
+    def _check_graphs(self, request: GraphRequest) -> None:
+        """A missing artifact is refused here, where the model that serves still holds the device."""
+        if self._options.compile == "never":
+            try:
+                request.artifact()
+            except ArtifactError as error:
+                raise ConfigurationError(str(error)) from error
 
-        All integers are int64: in a decode step the library fails on two integer types. The result is a copy, since
-        the library may answer with a view of a buffer that the next step overwrites.
+    def _scores(self, tokens: list[list[int]], positions: list[list[int]], slots: list[int]) -> Scores:
+        """One call: a row for each slot, of float32 logits, or the token that the cores drew.
+
+        The result is a copy, since the library may answer with a view of a buffer that the next step overwrites.
+        """
+        rows = self._forward(tokens, positions, slots).numpy()
+        if self._sampling is None:
+            return Logits(np.array(rows, dtype=np.float32, order="C"))
+        ids = np.array(rows, dtype=np.int64).reshape(-1)
+        if not ((ids >= 0) & (ids < self._limits.vocab_size)).all():
+            raise DeviceError(f"the cores drew {ids.tolist()}, not all of a vocabulary of {self._limits.vocab_size}")
+        return TokenIds(ids)
+
+    def _forward(self, tokens: list[list[int]], positions: list[list[int]], slots: list[int]) -> Any:
+        """The library's one call: (rows, columns) tokens at their positions, (rows,) slots.
+
+        A torch tensor, (rows, vocab_size) float32 or (rows, 1) int32. All integers that go in are int64: in a decode
+        step the library fails on two integer types.
         """
         import torch
 
         try:
             with torch.inference_mode():
-                logits = self._model(
+                return self._model(
                     torch.tensor(tokens, dtype=torch.int64),
                     cache_ids=torch.tensor(positions, dtype=torch.int64),
                     start_ids=torch.tensor(slots, dtype=torch.int64),
                 )
-                return np.array(logits.numpy(), dtype=np.float32, order="C")
         except Exception as error:  # a bare StopIteration among them
             raise faults.runtime_error(error) from error
 
@@ -151,14 +193,41 @@ class NeuronBackend:
         return tuple(seconds[: len(contexts)]), tuple(seconds[len(contexts) :])
 
 
-def _import_library(tp_degree: int) -> Any:
-    """The module transformers_neuronx; ConfigurationError with the way to get it.
+def _read(directory: Path, options: NeuronOptions) -> tuple[ModelSpec, Checkpoint]:
+    """The model's shapes and its checkpoint, headers verified; ConfigurationError if it cannot run with `options`."""
+    try:
+        spec = read_spec(directory)
+        checks.check(spec, options)
+        checks.check_files(directory)
+        return spec, open_checkpoint(directory, spec)
+    except (SpecError, CheckpointError) as error:
+        raise ConfigurationError(str(error)) from error
 
-    The runtime reads its variables when it starts, so they are set first; the operator's own settings win.
+
+def _read_ahead(checkpoint: Checkpoint, progress: ProgressCallback) -> None:
+    """Bring the weights into the page cache as far as memory allows: the load then waits for no disk."""
+    budget = available_bytes() - WARM_RESERVE
+    if not warm_page_cache(checkpoint.entries, budget, lambda done, total: progress("staging", done, total)):
+        progress("staging", 1, 1)
+
+
+def _set_up_runtime(spec: ModelSpec, options: NeuronOptions) -> float:
+    """Set the variables that the runtime reads when it starts; the seconds after which it gives an execution up.
+
+    The operator's own settings win, except over the cores that the configuration gives to this very model.
     """
+    if options.cores:
+        os.environ["NEURON_RT_VISIBLE_CORES"] = options.cores
     if "NEURON_RT_VISIBLE_CORES" not in os.environ:
-        os.environ.setdefault("NEURON_RT_NUM_CORES", str(tp_degree))
-    os.environ.setdefault("NEURON_RT_EXEC_TIMEOUT", EXEC_TIMEOUT_S)
+        os.environ.setdefault("NEURON_RT_NUM_CORES", str(options.tp_degree))
+    timeout = os.environ.setdefault(EXEC_TIMEOUT, str(exec_timeout_s(spec, options)))
+    if not timeout.isdecimal():
+        raise ConfigurationError(f"{EXEC_TIMEOUT} is {timeout!r}: it must be a whole number of seconds")
+    return float(timeout)
+
+
+def _import_library() -> Any:
+    """The module transformers_neuronx; ConfigurationError with the way to get it."""
     try:
         import transformers_neuronx  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:  # the placeholder packages raise it themselves
@@ -166,7 +235,7 @@ def _import_library(tp_degree: int) -> Any:
     return transformers_neuronx
 
 
-def _construct(library: Any, directory: Path, options: NeuronOptions) -> Any:
+def _construct(library: Any, directory: Path, options: NeuronOptions, config: Any) -> Any:
     """The model with its checkpoint mapped. Mistral's own class lacks what came to Llama's and computes the same."""
     try:
         return library.LlamaForSampling.from_pretrained(
@@ -176,17 +245,18 @@ def _construct(library: Any, directory: Path, options: NeuronOptions) -> Any:
             tp_degree=options.tp_degree,
             n_positions=list(options.token_buckets),
             context_length_estimate=list(options.context_buckets),
-            neuron_config=_neuron_config(library, options),
+            neuron_config=config,
         )
     except Exception as error:
         raise faults.load_error(error) from error
 
 
-def _neuron_config(library: Any, options: NeuronOptions) -> Any:
+def _neuron_config(library: Any, spec: ModelSpec, options: NeuronOptions, sampling: SlotSampling | None) -> Any:
     """A new NeuronConfig: a model changes the one it is given, so that none may be used twice.
 
     The cache keeps its SBH layout (BSH gives wrong results), and group_query_attention its default, which shards over
-    heads: REPLICATED_HEADS would multiply the cache.
+    heads: REPLICATED_HEADS would multiply the cache. Without grouped queries, heads that the cores do not divide cannot
+    be padded in a fused projection.
     """
     quant = None
     if options.quant != "none":
@@ -195,8 +265,9 @@ def _neuron_config(library: Any, options: NeuronOptions) -> Any:
         continuous_batching=library.ContinuousBatchingConfig(max_num_seqs=options.slots),
         attention_layout="BSH",
         collectives_layout="BSH",
-        fuse_qkv=True,
+        fuse_qkv=spec.heads != spec.kv_heads or spec.heads % options.tp_degree == 0,
         quant=quant,
+        on_device_generation=library.GenerationConfig(**sampling.fields()) if sampling else None,
         compilation_worker_count=1,
     )
 
@@ -213,12 +284,12 @@ def _check_rope(model: Any, spec: ModelSpec) -> None:
 
 
 def _measure(name: str, run: Callable[[], Scores]) -> float:
-    """Seconds of the second of two runs, both of which must give finite numbers."""
+    """Seconds of the second of two runs, both of which must give finite numbers, or tokens that exist."""
     for _ in range(2):
         started = time.perf_counter()
         scores = run()
         seconds = time.perf_counter() - started
-        if not (isinstance(scores, Logits) and np.isfinite(scores.rows).all()):
+        if isinstance(scores, Logits) and not np.isfinite(scores.rows).all():
             raise DeviceError(f"the warm-up of {name} gave numbers that are not finite")
     return seconds
 
@@ -228,36 +299,52 @@ def _reporting(model: Any, progress: ProgressCallback) -> Iterator[None]:
     """Report `to_neuron`: layers as they reach the device, then graphs as they are loaded.
 
     The library has no callback. It nullifies each layer of the checkpoint once the device has it, and sets up one
-    graph after the other (the token buckets are one graph there); what it compiles in between goes unreported.
+    decoder after the other: one with the graphs of all token buckets, and one for each context bucket.
     """
-    layers = list(model.chkpt_model.model.layers)
-    graphs = list(model.nbs_objs)
-    with (
-        _after_each(layers, "nullify", lambda done: progress("weights", done, len(layers))),
-        _after_each(graphs, "setup", lambda done: progress("graphs", done, len(graphs))),
-    ):
-        progress("weights", 0, len(layers))
+    layers, graphs = list(model.chkpt_model.model.layers), len(model.context_buckets) + len(model.token_buckets)
+    weights = _Count(progress, "weights", len(layers))
+    loaded = _Count(progress, "graphs", graphs)
+    with ExitStack() as watched:
+        for layer in layers:
+            watched.enter_context(_watched(layer, "nullify", after=lambda: weights.add(1)))
+        watched.enter_context(_watched(model, "setup", before=lambda: loaded.add(0)))
+        for decoder in model.nbs_objs:
+            after = partial(lambda each: loaded.add(len(each.get_all_kernels())), decoder)
+            watched.enter_context(_watched(decoder, "setup", after=after))
+        weights.add(0)
         yield
+
+
+class _Count:
+    """Counts the units of a phase, and reports each sum."""
+
+    def __init__(self, progress: ProgressCallback, phase: str, total: int) -> None:
+        self._report = partial(progress, phase)
+        self._done, self._total = 0, total
+
+    def add(self, units: int) -> None:
+        self._done += units
+        self._report(self._done, self._total)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
-def _after_each(objects: Iterable[Any], method: str, report: Callable[[int], None]) -> Iterator[None]:
-    """Call `report(n)` after the n-th call of `method` on any of `objects`."""
-    done = 0
+def _watched(
+    target: Any, method: str, before: Callable[[], None] = _nothing, after: Callable[[], None] = _nothing
+) -> Iterator[None]:
+    """Inside, calls of `target`'s `method`, which takes nothing, are announced."""
+    call = getattr(target, method)
 
-    def watched(call: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            nonlocal done
-            call()
-            done += 1
-            report(done)
+    def announced() -> None:
+        before()
+        call()
+        after()
 
-        return run
-
-    for each in objects:
-        setattr(each, method, watched(getattr(each, method)))
+    setattr(target, method, announced)
     try:
         yield
     finally:
-        for each in objects:
-            delattr(each, method)
+        delattr(target, method)

@@ -47,3 +47,31 @@ def test_llama_3_stops_at_both_of_its_end_tokens() -> None:
 def test_an_unrecognised_llama_lends_nothing() -> None:
     assert FAMILIES["llama"].default_template is None
     assert FAMILIES["llama"].stop_tokens == ()
+
+
+class TestInfilling:
+    """CodeLlama's gaps, as text."""
+
+    @pytest.mark.parametrize(
+        ("inputs", "split"),
+        [
+            ("def f(x):\n    <FILL_ME>\n    return y", ("def f(x):\n    ", "\n    return y")),
+            ("<FILL_ME>b", ("", "b")),
+            ("a<FILL_ME>", ("a", "")),
+            ("no gap", None),
+            ("<fill_me>", None),
+        ],
+    )
+    def test_a_mark_splits_the_inputs(self, inputs: str, split: tuple[str, str] | None) -> None:
+        infilling = FAMILIES["codellama"].infilling
+        assert infilling is not None
+        assert infilling.split(inputs) == split
+
+    def test_two_marks_are_refused(self) -> None:
+        infilling = FAMILIES["codellama"].infilling
+        assert infilling is not None
+        with pytest.raises(ValueError, match="<FILL_ME> 2 times"):
+            infilling.split("a<FILL_ME>b<FILL_ME>c")
+
+    def test_no_other_family_has_it(self) -> None:
+        assert [name for name, family in FAMILIES.items() if family.infilling] == ["codellama"]

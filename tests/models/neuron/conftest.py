@@ -6,11 +6,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# As many as the largest inf2 has; read when the emulator is imported.
+os.environ.setdefault("NEURON_EMULATOR_CORES", "24")
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1]
@@ -28,9 +32,25 @@ class WorkerInterpreter:
 @pytest.fixture(autouse=True)
 def own_runtime_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver sets these for its process; a test must not leave them behind."""
-    for name in ("NEURON_RT_NUM_CORES", "NEURON_RT_VISIBLE_CORES", "NEURON_RT_EXEC_TIMEOUT"):
+    for name in (
+        "NEURON_RT_NUM_CORES",
+        "NEURON_RT_VISIBLE_CORES",
+        "NEURON_RT_EXEC_TIMEOUT",
+        "NEURON_COMPILE_CACHE_URL",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def graph_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests keep compiled graphs: what one has compiled, the others find."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(autouse=True)
+def own_model_cache(monkeypatch: pytest.MonkeyPatch, graph_store: Path) -> None:
+    monkeypatch.setenv("NEURONX_SERVE_CACHE", str(graph_store))
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +72,9 @@ def real_neuron_library() -> ModuleType:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch, fake_neuron_library: ModuleType) -> ModuleType:
-    """The fake in the place of transformers_neuronx."""
+    """The fake in the place of transformers_neuronx, compiling without processes of its own."""
     monkeypatch.setitem(sys.modules, "transformers_neuronx", fake_neuron_library)
+    monkeypatch.setattr("models.neuron.graphs.ProcessPoolExecutor", ThreadPoolExecutor)
     return fake_neuron_library
 
 

@@ -36,7 +36,7 @@ def test_the_three_families_pass(tiny_checkpoint: Checkpoint, family: str) -> No
         ("llama3", {"attention_bias": True}, "biases"),
         ("llama3", {"mlp_bias": True}, "biases"),
         ("mistral", {"head_dim": 32}, "head_dim 32"),
-        ("mistral", {"sliding_window": 128}, "n_positions 256 is above the model's sliding_window, 128"),
+        ("mistral", {"sliding_window": 128}, "set n_positions to 128 at most"),
         ("llama3", {"max_position_embeddings": 128}, "max_position_embeddings, 128"),
     ],
 )
@@ -44,6 +44,29 @@ def test_a_model_that_the_graphs_would_compute_wrongly_is_refused(
     tiny_checkpoint: Checkpoint, family: str, overrides: dict[str, Any], text: str
 ) -> None:
     assert text in _refusal(tiny_checkpoint(family, **overrides), OPTIONS)
+
+
+@pytest.mark.parametrize("tp_degree", [1, 2, 4, 8, 12, 24])
+def test_every_degree_of_an_inf2_passes(tiny_checkpoint: Checkpoint, tp_degree: int) -> None:
+    check(read_spec(tiny_checkpoint("llama3")), msgspec.structs.replace(OPTIONS, tp_degree=tp_degree))
+
+
+@pytest.mark.parametrize(("tp_degree", "cores"), [(1, "0"), (1, "1"), (2, "0-1"), (2, "2-3"), (12, "12-23"), (2, "")])
+def test_cores_that_the_degree_calls_for_pass(tiny_checkpoint: Checkpoint, tp_degree: int, cores: str) -> None:
+    check(read_spec(tiny_checkpoint("llama3")), msgspec.structs.replace(OPTIONS, tp_degree=tp_degree, cores=cores))
+
+
+@pytest.mark.parametrize(
+    ("tp_degree", "cores", "example"),
+    [(1, "0-1", '"0"'), (2, "0", '"0-1"'), (2, "0,1", '"0-1"'), (2, "1-0", '"0-1"'), (8, "all", '"0-7"')],
+)
+def test_other_cores_are_refused_with_an_example(
+    tiny_checkpoint: Checkpoint, tp_degree: int, cores: str, example: str
+) -> None:
+    options = msgspec.structs.replace(OPTIONS, tp_degree=tp_degree, cores=cores)
+    text = _refusal(tiny_checkpoint("llama3"), options)
+    assert f'cores is "{cores}"' in text
+    assert example in text
 
 
 def test_a_sliding_window_that_is_never_left_passes(tiny_checkpoint: Checkpoint) -> None:

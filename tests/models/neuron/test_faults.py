@@ -17,8 +17,10 @@ CORES_BUSY = "NRT:nrt_allocate_neuron_cores NeuronCore(s) not available - Reques
         (RuntimeError(OUT_OF_MEMORY), OutOfMemoryError, "fewer slots"),
         (RuntimeError("nrt_load_collectives status=4"), OutOfMemoryError, "fewer slots"),
         (MemoryError(), OutOfMemoryError, "fewer slots"),
+        (RuntimeError("nrt_init: No neuron device available"), ConfigurationError, "modprobe neuron"),
+        (RuntimeError("nrt_load status=1201"), DeviceError, "replace it"),
         (RuntimeError(CORES_BUSY), DeviceError, "Requested:2 Available:0"),
-        (RuntimeError("nrt_load status=10"), DeviceError, "compile again"),
+        (RuntimeError("nrt_load status=10"), ConfigurationError, "compile again"),
         (RuntimeError("Compilation failure, neuronx-cc returned 70"), ConfigurationError, "do not compile"),
         (OSError("disk gone"), DeviceError, "OSError: disk gone"),
         (FileNotFoundError("Could not find a matching NEFF for your HLO"), ConfigurationError, "do not fit"),
@@ -51,6 +53,23 @@ def test_a_failed_step_ends_the_worker_with_the_codes_meaning(
     named = runtime_error(error)
     assert type(named) is kind
     assert text in str(named)
+
+
+@pytest.mark.parametrize(
+    ("text", "at_load", "in_a_step"),
+    [
+        ("status=5", "restart", "restart"),
+        (CORES_BUSY, "restart", "restart"),
+        ("no code at all", "restart", "restart"),
+        (OUT_OF_MEMORY, "configuration", "restart"),
+        ("status=2", "configuration", "restart"),
+        ("status=1205", "reboot", "reboot"),
+        ("status=1201", "replace", "replace"),
+    ],
+)
+def test_the_remedy_depends_on_whether_the_programs_have_run_before(text: str, at_load: str, in_a_step: str) -> None:
+    assert load_error(RuntimeError(text)).remedy == at_load
+    assert runtime_error(RuntimeError(text)).remedy == in_a_step
 
 
 @pytest.mark.parametrize("name", [load_error, runtime_error])

@@ -176,6 +176,73 @@ def test_a_decode_of_a_slot_that_does_not_exist_is_a_runtime_error(model: Any) -
         _decode(model, (SLOTS, 1, 0))
 
 
+# --- sampling on the device -------------------------------------------------------------------------------------
+
+
+def _settings(**change: Any) -> dict[str, Any]:
+    """Greedy for every slot; `change` gives one list or more."""
+    lists = {"top_k": [1] * SLOTS, "top_p": [1.0] * SLOTS, "temperature": [1.0] * SLOTS}
+    return {
+        "do_sample": True,
+        "dynamic": True,
+        "per_batch_line": True,
+        "global_top_k": 256,
+        "top_p_min_tokens": [1] * SLOTS,
+        **lists,
+        **change,
+    }
+
+
+@pytest.fixture(scope="module")
+def drawing(build: Build, library: ModuleType) -> Iterator[Any]:
+    """A model that draws for itself, greedy to begin with."""
+    built = build(
+        neuron_config=library.NeuronConfig(
+            continuous_batching=library.ContinuousBatchingConfig(max_num_seqs=SLOTS),
+            attention_layout="BSH",
+            fuse_qkv=True,
+            on_device_generation=library.GenerationConfig(**_settings()),
+            compilation_worker_count=1,
+        )
+    )
+    built.to_neuron()
+    with torch.inference_mode():
+        yield built
+
+
+def test_a_top_k_of_one_draws_the_best_token(drawing: Any, model: Any, library: ModuleType) -> None:
+    drawing.update_generation_config(library.GenerationConfig(**_settings()))
+    drawn = _prefill(drawing, 2, PROMPT)
+    assert (drawn.shape, drawn.dtype) == ((1, 1), torch.int32)
+    assert drawn.item() == _prefill(model, 2, PROMPT).argmax().item()
+    _prefill(drawing, 0, PROMPT[1:])
+    _prefill(model, 0, PROMPT[1:])
+    rows = [(2, 7, len(PROMPT)), (0, 9, len(PROMPT) - 1)]
+    assert _decode(drawing, *rows).flatten().tolist() == _decode(model, *rows).argmax(-1).tolist()
+
+
+def test_settings_belong_to_the_slot_in_prefill_and_decode(drawing: Any, library: ModuleType) -> None:
+    wild = _settings(top_k=[1, 50, 1, 1], temperature=[1.0, 9.0, 1.0, 1.0])
+    drawing.update_generation_config(library.GenerationConfig(**wild))
+    assert len({_prefill(drawing, 1, PROMPT).item() for _ in range(20)}) > 3
+    assert len({_prefill(drawing, 0, PROMPT).item() for _ in range(5)}) == 1
+    draws = [_decode(drawing, (1, 7, len(PROMPT)), (0, 7, len(PROMPT))).flatten().tolist() for _ in range(20)]
+    assert len({tame for _, tame in draws}) == 1
+    assert len({wild for wild, _ in draws}) > 3
+
+
+def test_the_best_token_alone_survives_a_small_top_p(drawing: Any, model: Any, library: ModuleType) -> None:
+    narrow = _settings(top_k=[256] * SLOTS, top_p=[1e-6] * SLOTS)
+    drawing.update_generation_config(library.GenerationConfig(**narrow))
+    expected = _prefill(model, 1, PROMPT).argmax().item()
+    assert {_prefill(drawing, 1, PROMPT).item() for _ in range(10)} == {expected}
+
+
+def test_lists_must_have_an_entry_for_each_slot(drawing: Any, library: ModuleType) -> None:
+    with pytest.raises(AssertionError, match="same size"):
+        drawing.update_generation_config(library.GenerationConfig(**_settings(top_k=[1])))
+
+
 # --- building ---------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,9 @@ from models.protocol import CpuOptions, NeuronOptions, SlotInput
 if not importlib.util.find_spec("transformers_neuronx"):
     pytest.skip("this interpreter has no transformers_neuronx: test_emulator.py uses another", allow_module_level=True)
 
-OPTIONS = NeuronOptions(slots=3, n_positions=64, amp="f32", context_buckets=(16, 32), token_buckets=(32, 64))
+OPTIONS = NeuronOptions(
+    slots=3, n_positions=64, amp="f32", context_buckets=(16, 32), token_buckets=(32, 64), compile="if-missing"
+)
 PROMPTS = ([7, 101, 33, 250, 4, 9, 88], [201], list(range(40, 70)))
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
@@ -79,6 +81,16 @@ def _reference_greedy(directory: Path, prompt: list[int], steps: int) -> list[in
 def test_greedy_tokens_are_those_of_transformers(tiny_checkpoint: Checkpoint, family: str, tp_degree: int) -> None:
     directory = tiny_checkpoint(family)
     answers = _greedy(_neuron(directory, tp_degree=tp_degree), steps=30)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer == _reference_greedy(directory, prompt, len(answer))
+
+
+@pytest.mark.parametrize("tp_degree", [8, 12, 24])
+@pytest.mark.parametrize("kv_heads", [8, 32])
+def test_larger_instances_cut_the_heads_finer(tiny_checkpoint: Checkpoint, kv_heads: int, tp_degree: int) -> None:
+    """As many heads as the 7B and 8B models have: 12 and 24 cores divide neither, so that the library pads them."""
+    directory = tiny_checkpoint("llama3", hidden_size=256, num_attention_heads=32, num_key_value_heads=kv_heads)
+    answers = _greedy(_neuron(directory, tp_degree=tp_degree), steps=12)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer == _reference_greedy(directory, prompt, len(answer))
 

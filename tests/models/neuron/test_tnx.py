@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models.backend import ConfigurationError, DeviceError, OutOfMemoryError
-from models.neuron.tnx import NeuronBackend
+from models.neuron.tnx import WARM_RESERVE, NeuronBackend
 from models.protocol import NeuronOptions, SlotInput
 
-OPTIONS = NeuronOptions(slots=4, n_positions=64, amp="f32", context_buckets=(16, 32), token_buckets=(32, 64))
+OPTIONS = NeuronOptions(
+    slots=4, n_positions=64, amp="f32", context_buckets=(16, 32), token_buckets=(32, 64), compile="if-missing"
+)
 
 Checkpoint = Callable[..., Path]
 
@@ -71,6 +75,17 @@ def test_continuous_batching_in_the_layouts_that_work(built: list[Any], tiny_che
     assert config.quant is None
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "tp_degree", "fused"), [(32, 32, 2, True), (32, 8, 12, True), (32, 32, 12, False)]
+)
+def test_the_projections_are_fused_where_the_library_can(
+    built: list[Any], tiny_checkpoint: Checkpoint, heads: int, kv_heads: int, tp_degree: int, fused: bool
+) -> None:
+    shapes = {"hidden_size": 256, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    _staged(tiny_checkpoint("llama3", **shapes), tp_degree=tp_degree)
+    assert built[0]["neuron_config"].fuse_qkv is fused
+
+
 def test_int8_weights_are_dequantised_to_the_compute_type(built: list[Any], tiny_checkpoint: Checkpoint) -> None:
     backend = _staged(tiny_checkpoint("llama3"), amp="bf16", quant="s8")
     quant = built[0]["neuron_config"].quant
@@ -86,18 +101,82 @@ def test_each_model_gets_a_configuration_of_its_own(built: list[Any], tiny_check
 
 @pytest.mark.usefixtures("faked")
 def test_the_runtime_gets_its_cores_and_a_time_limit(tiny_checkpoint: Checkpoint) -> None:
-    _staged(tiny_checkpoint("llama3"), tp_degree=1)
+    backend = _staged(tiny_checkpoint("llama3"), tp_degree=1)
     assert os.environ["NEURON_RT_NUM_CORES"] == "1"
-    assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "60"
+    assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "2"
+    assert backend.load(_silent).runtime_timeout_s == 2.0
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_model_gets_the_cores_that_it_is_given(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "0-1")
+    _staged(tiny_checkpoint("llama3"), tp_degree=1, cores="1")
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "1"
+    assert "NEURON_RT_NUM_CORES" not in os.environ
 
 
 @pytest.mark.usefixtures("faked")
 def test_the_operators_own_runtime_settings_win(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "2-3")
     monkeypatch.setenv("NEURON_RT_EXEC_TIMEOUT", "30")
-    _staged(tiny_checkpoint("llama3"))
+    backend = _staged(tiny_checkpoint("llama3"))
     assert "NEURON_RT_NUM_CORES" not in os.environ
     assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "30"
+    assert backend.load(_silent).runtime_timeout_s == 30.0
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_time_limit_that_is_no_number_is_refused(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEURON_RT_EXEC_TIMEOUT", "2s")
+    with pytest.raises(ConfigurationError, match=r"NEURON_RT_EXEC_TIMEOUT is '2s'"):
+        _staged(tiny_checkpoint("llama3"))
+
+
+@pytest.mark.usefixtures("faked")
+def test_staging_reads_the_checkpoint_ahead_byte_by_byte(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny_checkpoint("llama3")
+    size = (directory / "model.safetensors").stat().st_size
+    reports: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("models.neuron.tnx.available_bytes", lambda: WARM_RESERVE + size // 2)
+    NeuronBackend(directory, OPTIONS).stage(lambda *report: reports.append(report))
+    assert reports == [("staging", size // 2, size // 2)]
+
+
+@pytest.mark.usefixtures("faked")
+def test_staging_leaves_the_page_cache_alone_where_memory_is_short(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny_checkpoint("llama3")
+    size = (directory / "model.safetensors").stat().st_size
+    reports: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("models.neuron.tnx.available_bytes", lambda: WARM_RESERVE + size // 4 - 1)
+    NeuronBackend(directory, OPTIONS).stage(lambda *report: reports.append(report))
+    assert reports == [("staging", 1, 1)]
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_checkpoint_that_config_json_does_not_describe_is_refused(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A bias that config.json does not name, say: the library would leave it out."""
+    shutil.copytree(tiny_checkpoint("llama3"), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"q_proj.bias"):
+        _staged(tmp_path)
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_gguf_file_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint("llama3"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.gguf")
+    with pytest.raises(ConfigurationError, match=r"no \*\.safetensors"):
+        _staged(tmp_path)
 
 
 @pytest.mark.parametrize("source", [None, 'raise ImportError("WRONG PACKAGE. Please install it from AWS")'])
@@ -146,19 +225,23 @@ def test_a_rope_scaling_that_the_library_did_not_see_is_refused(built: list[Any]
 def test_artifacts_that_are_not_there_are_refused_before_the_device_is_touched(
     tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="nowhere"):
-        _staged(tiny_checkpoint("llama3"), artifacts=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match=r"nowhere.*neuronx-serve compile"):
+        _staged(tiny_checkpoint("llama3"), artifacts=str(tmp_path / "nowhere"), compile="never")
 
 
 # --- loading ----------------------------------------------------------------------------------------------------
 
 
-def test_compiled_artifacts_are_loaded(built: list[Any], tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    _staged(tiny_checkpoint("llama3")).load(_silent)
-    built[1].save(str(tmp_path))
-    assert _staged(tiny_checkpoint("llama3"), artifacts=str(tmp_path)).load(_silent).slots == 4
-    with pytest.raises(ConfigurationError, match="compiled artifacts do not fit"):
-        _staged(tiny_checkpoint("llama3"), artifacts=str(tmp_path), tp_degree=1).load(_silent)
+def test_compiled_artifacts_are_loaded_and_only_where_they_fit(
+    built: list[Any], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    store = str(tmp_path)
+    _staged(tiny_checkpoint("llama3"), artifacts=store).load(_silent)
+    again = _staged(tiny_checkpoint("llama3"), artifacts=store, compile="never")
+    built[-1].compile = None
+    assert again.load(_silent).slots == 4
+    with pytest.raises(ConfigurationError, match="tp_degree is 2 there and 1 here"):
+        _staged(tiny_checkpoint("llama3"), artifacts=store, compile="never", tp_degree=1)
 
 
 @pytest.mark.usefixtures("faked")
@@ -166,7 +249,7 @@ def test_load_reports_layers_then_graphs_then_warm_up_steps(tiny_checkpoint: Che
     reports: list[tuple[str, int, int]] = []
     _staged(tiny_checkpoint("llama3")).load(lambda *report: reports.append(report))
     assert [report for report in reports if report[0] == "weights"] == [("weights", done, 2) for done in range(3)]
-    assert [report for report in reports if report[0] == "graphs"] == [("graphs", done, 3) for done in range(1, 4)]
+    assert [report for report in reports if report[0] == "graphs"] == [("graphs", done, 4) for done in (0, 2, 3, 4)]
     assert [report for report in reports if report[0] == "warm-up"] == [("warm-up", done, 4) for done in range(5)]
 
 

@@ -1,0 +1,1 @@
+"""Bringing checkpoints and compiled artifacts to this machine and away from it."""
