@@ -16,12 +16,12 @@ class Admission:
         self.held = 0
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
-        """Hold one permit; Overloaded when none is free."""
-        if self.held >= self.limit:
+    def permit(self, count: int = 1) -> Iterator[None]:
+        """Hold `count` permits at once; Overloaded, with none held, when fewer are free."""
+        if self.held + count > self.limit:
             raise Overloaded
-        self.held += 1
+        self.held += count
         try:
             yield
         finally:
-            self.held -= 1
+            self.held -= count

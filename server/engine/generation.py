@@ -7,7 +7,8 @@ slots and no device.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from models.protocol import Drawn, Start
 from server.core import Finish, FinishReason, Output, Request, Timings, Token
@@ -37,6 +38,7 @@ class Generation:
         self.replays = 0
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.prompt)
+        self._prompt_logprobs: dict[int, float] | None = None  # by position; None while the backend has given none
         self._stops = StopStrings(request.stop)
         self._text: list[str] = []
         self._queue: asyncio.Queue[Output | ServeError] = asyncio.Queue()
@@ -57,7 +59,20 @@ class Generation:
             max_new_tokens=self.request.max_new_tokens,
             emitted=tuple(self.emitted),
             history=self.request.prompt if penalties != (1.0, 0.0, 0.0) else (),
+            grammar=self.request.grammar,
         )
+
+    def scored(self, start: int, stop: int) -> tuple[int, ...]:
+        """The prompt's tokens whose logprobs a feed of [start, stop) shall bring: none that are known from before."""
+        if not self.request.prompt_logprobs or self.emitted:
+            return ()
+        return self.request.prompt[start + 1 : stop + 1]
+
+    def score(self, start: int, logprobs: Sequence[float]) -> None:
+        """What `scored` asked for, if anything. A piece that is fed again is scored again, in the same place."""
+        if not self.request.prompt_logprobs:
+            return
+        self._prompt_logprobs = {**(self._prompt_logprobs or {}), **dict(enumerate(logprobs, start + 1))}
 
     def deliver(self, drawn: Drawn) -> None:
         """Turn a drawn token into text and hand it to the client; may end the sequence."""
@@ -72,7 +87,7 @@ class Generation:
             reason = drawn.finish
         elif stopped:
             reason = "stop_sequence"
-        finish = Finish(reason, "".join(self._text), len(self.emitted)) if reason else None
+        finish = Finish(reason, "".join(self._text), len(self.emitted), self._prompt()) if reason else None
         self._ended = finish is not None
         self._queue.put_nowait(Output(len(self.emitted), token, top, finish))
 
@@ -98,6 +113,16 @@ class Generation:
         if isinstance(item, ServeError):
             raise item
         return item
+
+    def _prompt(self) -> tuple[Token, ...]:
+        prompt, known = self.request.prompt, self._prompt_logprobs
+        if known is None:
+            return ()
+        texts = (self._tokenizer.decode((token,), skip_special_tokens=False) for token in prompt)
+        return tuple(
+            self._token(token, text, known.get(place, math.nan))
+            for place, (token, text) in enumerate(zip(prompt, texts, strict=True))
+        )
 
     def _token(self, token: int, text: str, logprob: float) -> Token:
         return Token(token, text, logprob, token in self._tokenizer.special_ids)

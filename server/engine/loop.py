@@ -23,6 +23,10 @@ from server.text.tokenizer import Tokenizer
 
 DEPTH = 2
 REPLAYS_OF_A_BAD_ROW = 1
+_REFUSALS = {
+    "refused": "the model cannot be fed this prompt: see the server's log",
+    "grammar": "the grammar cannot be followed by this model: see the server's log",
+}
 
 
 class StepRunner(Protocol):
@@ -43,6 +47,10 @@ class Engine:
         self._worker: StepRunner | None = None
         self._scheduler: Scheduler | None = None
         self._in_flight: deque[Plan] = deque()
+        self._scores_prompts = False
+        self._detached_at = 0.0
+        self._replaying: set[int] = set()
+        self.caught_up_at = 0.0
         self.turns = 0
         self.dropped_tokens = 0
 
@@ -76,8 +84,16 @@ class Engine:
 
     @property
     def waiting_since(self) -> float | None:
-        """Arrival of the oldest sequence (monotonic clock); None when there is none."""
-        return next((g.timings.arrived for g in self._generations.values()), None)
+        """Since when the one that waits longest is without a worker (monotonic clock); None when there is none."""
+        return min(map(self._waits_since, self._generations.values()), default=None)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a sequence that was parked, or lost its worker, has not yet got its next token since.
+
+        `caught_up_at` is when that was last over.
+        """
+        return bool(self._replaying)
 
     @property
     def in_flight(self) -> Plan | None:
@@ -98,6 +114,7 @@ class Engine:
     def attach(self, worker: StepRunner, description: Description) -> None:
         """A loaded worker: everything that waits, or was cut off, runs on it from now on, oldest first."""
         self._worker = worker
+        self._scores_prompts = description.prefill_logprobs
         self._scheduler = Scheduler(
             slots=description.slots, chunk=description.chunk, decode_per_feed=self._decode_per_feed
         )
@@ -106,10 +123,14 @@ class Engine:
             self._scheduler.add(generation.sequence, len(generation.request.prompt))
             if generation.timings.started:
                 self._metrics.sequence_replayed()
+            if generation.emitted:
+                self._replaying.add(generation.sequence)
         self._pump()
 
     def detach(self) -> None:
         """The worker is gone: its sequences wait, with the tokens they have, for the next one."""
+        if self._worker is not None:
+            self._detached_at = time.monotonic()
         self._worker = self._scheduler = None
         for plan in self._in_flight:
             self._metrics.step_failed(_method(plan))
@@ -119,6 +140,12 @@ class Engine:
         """Give no more slots; what runs goes on."""
         if self._scheduler:
             self._scheduler.admitting = False
+
+    def admit_again(self) -> None:
+        """The exchange that was coming does not come."""
+        if self._scheduler:
+            self._scheduler.admitting = True
+            self._pump()
 
     def stepped(self, report: Stepped) -> None:
         """A step is done: plan the next one first, then make text of the tokens while the device is busy."""
@@ -130,6 +157,8 @@ class Engine:
         for drawn in report.drawn:
             self._settle(scheduler, drawn)
         self._pump()
+        if self._scores_prompts and isinstance(plan, FeedPlan) and plan.sequence in self._generations:
+            self._generations[plan.sequence].score(plan.start, report.prompt_logprobs)
         for drawn in report.drawn:
             self._deliver(scheduler, drawn)
         self._pump()
@@ -141,14 +170,18 @@ class Engine:
             self._forget(generation)
             generation.fail(error())
 
-    def fail_older_than(self, arrived: float, error: Callable[[], ServeError]) -> None:
-        """End the sequences that arrived before `arrived` (monotonic clock) and never ran."""
+    def fail_waiting_since(self, moment: float, error: Callable[[], ServeError]) -> None:
+        """End the sequences that have been without a worker since before `moment` (monotonic clock)."""
         for generation in list(self._generations.values()):
-            if generation.timings.arrived < arrived and not generation.timings.started:
+            if self._waits_since(generation) < moment:
                 self._forget(generation)
                 generation.fail(error())
 
     # --- inside
+
+    def _waits_since(self, generation: Generation) -> float:
+        """A sequence that never ran waits since it came, a parked one since it lost its worker."""
+        return self._detached_at if generation.timings.started else generation.timings.arrived
 
     def _settle(self, scheduler: Scheduler, drawn: Drawn) -> None:
         """Free the slots of sequences that the worker has ended."""
@@ -162,13 +195,15 @@ class Engine:
             self._metrics.tokens_dropped()
         elif drawn.finish == "non_finite":
             self._replay_bad_row(scheduler, generation)
-        elif drawn.finish == "refused":
+        elif drawn.finish in ("refused", "grammar"):
             self._forget(generation)
-            generation.fail(GenerationError("the model cannot be fed this prompt: see the server's log"))
+            generation.fail(GenerationError(_REFUSALS[drawn.finish]))
         else:
+            self._metrics.token_generated()
             if not generation.emitted:
                 generation.timings.first_token = time.monotonic()
             generation.deliver(drawn)
+            self._caught_up(generation)
             if generation.ended:
                 generation.timings.ended = time.monotonic()
                 self._forget(generation)
@@ -188,9 +223,15 @@ class Engine:
 
     def _forget(self, generation: Generation) -> None:
         self._generations.pop(generation.sequence, None)
+        self._caught_up(generation)
         if self._scheduler:
             self._scheduler.remove(generation.sequence)
         self._on_ended()
+
+    def _caught_up(self, generation: Generation) -> None:
+        if generation.sequence in self._replaying:
+            self._replaying.remove(generation.sequence)
+            self.caught_up_at = time.monotonic()
 
     def _pump(self) -> None:
         """Keep DEPTH steps with the worker."""
@@ -214,6 +255,7 @@ class Engine:
             tokens=generation.request.prompt[plan.start : plan.stop],
             position=plan.start,
             start=generation.start() if plan.last else None,
+            scored=generation.scored(plan.start, plan.stop) if self._scores_prompts else (),
         )
 
 

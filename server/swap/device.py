@@ -1,6 +1,6 @@
-"""The device and the model that holds it: staging a newcomer beside it, draining, handing over, coming back.
+"""The device and the models on it: staging a newcomer beside them, draining who leaves, handing over, keeping alive.
 
-One exchange at a time; which and when is the policy's decision. States are written through the registry's callback.
+One change at a time; which and when is the registry's decision. States are written through the registry's callback.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from models.protocol import Progress
 from server.errors import GenerationError, Unavailable
@@ -22,146 +23,205 @@ log = logging.getLogger(__name__)
 
 SetState = Callable[[Model, State, "str | None"], None]
 DRAIN_POLL_S = 0.02
+CANCEL_AGAIN_S = 0.5
+INTERNAL_ERROR = "internal error: see the server's log"
 
 
-async def _readable(model: Model) -> None:
-    """Read the tokenizer while the worker stages: a model that cannot be spoken to is not worth loading."""
-    try:
-        await model.text()
-    except Unavailable as error:
-        raise WorkerLost("configuration", error.text) from error
+@dataclass(slots=True, eq=False)
+class Settled:
+    """A model on the device: its worker's supervisor, since when, how long its load took, and the task that replaces a
+    lost worker."""
+
+    model: Model
+    supervisor: Supervisor
+    since: float
+    load_s: float
+    keeper: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Newcomer:
+    """A model on its way to the device. `aborted`: somebody decided against it."""
+
+    model: Model
+    supervisor: Supervisor
+    aborted: bool = field(default=False)
 
 
 class Device:
-    """Who holds the device. `holder` is None before the first load, after an unload, and when nothing can be loaded."""
+    """Who is on the device. Empty before the first load, after an unload, and when nothing can be loaded."""
 
     def __init__(self, settings: Settings, metrics: Metrics, set_state: SetState) -> None:
         self._settings = settings
         self._metrics = metrics
         self._set_state = set_state
-        self.holder: Model | None = None
-        self.holder_since = 0.0
-        self.exchanging = False
-        self._supervisor: Supervisor | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._newcomer: tuple[Model, Supervisor] | None = None
-        self._aborted: Model | None = None
+        self._residents: list[Settled] = []
+        self._newcomer: Newcomer | None = None
 
-    async def give_to(self, target: Model) -> None:
-        """Exchange the holder for `target`; when that cannot be loaded, the holder comes back."""
-        self.exchanging = self.holder is not None and self.holder.state == "available"
-        previous = self.holder
+    @property
+    def residents(self) -> tuple[Settled, ...]:
+        """In the order of their arrival."""
+        return tuple(self._residents)
+
+    @property
+    def newcomer(self) -> Model | None:
+        """The model that is on its way."""
+        return self._newcomer.model if self._newcomer else None
+
+    def holds(self, model: Model) -> bool:
+        return any(resident.model is model for resident in self._residents)
+
+    async def bring(self, model: Model, leaving: Sequence[Model]) -> bool:
+        """Stage `model` beside the residents, let those in `leaving` go, load it.
+
+        False, with `model` failed or (aborted) unloaded, when it does not come. Whoever had not yet gone then stays.
+        """
+        newcomer = self._newcomer = Newcomer(model, self._supervise(model))
+        began = time.monotonic()
         try:
-            if await self._bring(target) or previous is None or self.holder is previous:
-                return
-            log.warning("bringing %s back", previous.id)
-            await self._bring(previous)
-        finally:
-            self.exchanging = False
+            load_s = await self._stage_and_load(newcomer, leaving)
+        except WorkerLost as lost:
+            await self._refuse(newcomer, str(lost))
+            return False
+        except Exception:
+            log.exception("bringing %s to the device failed", model.id)
+            await self._refuse(newcomer, INTERNAL_ERROR)
+            return False
+        # A cancelled change leaves its newcomer for close() to end.
+        self._newcomer = None
+        self._settle(Settled(model, newcomer.supervisor, time.monotonic(), load_s))
+        self._metrics.model_exchanged(model.id, time.monotonic() - began)
+        return True
 
     def abort(self, model: Model) -> bool:
         """Cancel the staging or loading of `model`; False when it is doing neither."""
-        if self._newcomer is None or self._newcomer[0] is not model:
+        newcomer = self._newcomer
+        if newcomer is None or newcomer.model is not model:
             return False
-        self._aborted = model
-        self._newcomer[1].abort("cancelled by unload")
+        if not newcomer.aborted:
+            log.info("%s is not wanted any more", model.id)
+            newcomer.aborted = True
+            newcomer.supervisor.abort("cancelled")
         return True
 
-    async def release(self, *, drain: bool) -> None:
-        """Take the model off the device and reap its worker; nothing happens when nobody holds it."""
-        holder, supervisor = self.holder, self._supervisor
-        if holder is None or supervisor is None:
-            return
-        await self._cancel_keeper()
-        self._set_state(holder, "draining", None)
-        holder.engine.stop_admitting()
-        if drain:
-            await self._drain(holder)
-        await supervisor.stop()
-        self.holder = self._supervisor = None
-        self._set_state(holder, "unloaded", None)
+    async def release(self, model: Model) -> None:
+        """Drain `model` and reap its worker; nothing happens when it is not on the device."""
+        await self._vacate(model, None)
 
     async def close(self) -> None:
-        """End every worker, whatever it is doing."""
-        await self._cancel_keeper()
-        for supervisor in (self._newcomer and self._newcomer[1], self._supervisor):
-            if supervisor is not None:
-                await supervisor.stop()
-        self._supervisor = self._newcomer = self.holder = None
+        """End every worker, whatever it is doing. No change may be under way."""
+        supervisors = [resident.supervisor for resident in self._residents]
+        if self._newcomer is not None:
+            supervisors.append(self._newcomer.supervisor)
+        await asyncio.gather(*(end_task(resident.keeper) for resident in self._residents))
+        await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))
+        self._residents.clear()
+        self._newcomer = None
 
-    async def _bring(self, model: Model) -> bool:
-        """Stage beside the holder, release the device, load. False, with `model` failed or unloaded, when it cannot."""
-        supervisor = self._supervise(model)
-        self._newcomer = (model, supervisor)
-        self._aborted = None
-        began = time.monotonic()
-        try:
-            self._set_state(model, "staging", None)
-            await asyncio.gather(supervisor.stage(), _readable(model))
-            await self.release(drain=True)
+    # --- coming
+
+    async def _stage_and_load(self, newcomer: Newcomer, leaving: Sequence[Model]) -> float:
+        model, supervisor = newcomer.model, newcomer.supervisor
+        self._set_state(model, "staging", None)
+        await _staged_and_readable(supervisor, model)
+        for each in leaving:
+            await self._vacate(each, supervisor)
+        if not supervisor.lost:
             self._set_state(model, "loading", None)
-            await self._load(model, supervisor)
-        except WorkerLost as lost:
-            await supervisor.stop()
-            self._failed(model, lost)
-            return False
-        finally:
-            self._newcomer = None
-        self.holder, self._supervisor, self.holder_since = model, supervisor, time.monotonic()
-        self._set_state(model, "available", None)
-        self._metrics.model_exchanged(model.id, self.holder_since - began)
-        self._metrics.slots(model.settings.device.slots)
-        self._keeper = asyncio.create_task(self._keep(model, supervisor))
-        return True
+        return await self._load(model, supervisor)
 
-    async def _load(self, model: Model, supervisor: Supervisor) -> None:
+    async def _load(self, model: Model, supervisor: Supervisor) -> float:
+        """The seconds it took."""
         began = time.monotonic()
         model.description = await supervisor.load()
-        log.info("%s is available after %.1f s (worker %s)", model.id, time.monotonic() - began, supervisor.pid)
+        took = time.monotonic() - began
+        log.info("%s is available after %.1f s (worker %s)", model.id, took, supervisor.pid)
+        return took
 
-    async def _keep(self, model: Model, supervisor: Supervisor) -> None:
-        """Replace the holder's worker each time it is lost, until the restart budget is spent."""
+    async def _refuse(self, newcomer: Newcomer, reason: str) -> None:
+        """The newcomer does not come. Requests for a model that fails are answered; an aborted one may come later."""
+        model = newcomer.model
+        await newcomer.supervisor.stop()
+        self._newcomer = None
+        if newcomer.aborted:
+            self._set_state(model, "unloaded", None)
+            return
+        log.error("%s cannot be loaded: %s", model.id, reason)
+        self._set_state(model, "failed", reason)
+        model.engine.fail_all(lambda: Unavailable(f"model {model.id!r} could not be loaded: {reason}"))
+
+    # --- staying
+
+    def _settle(self, resident: Settled) -> None:
+        """`resident` has a loaded worker: it serves, and its worker is kept alive."""
+        if resident not in self._residents:
+            self._residents.append(resident)
+        self._set_state(resident.model, "available", None)
+        self._metrics.slots(sum(each.model.settings.device.slots for each in self._residents))
+        resident.keeper = asyncio.create_task(self._keep(resident))
+
+    async def _keep(self, resident: Settled) -> None:
+        """Replace the worker of `resident` each time it is lost, until that is hopeless."""
+        try:
+            reason = await self._replace_while_allowed(resident)
+        except Exception:
+            log.exception("keeping %s on the device failed", resident.model.id)
+            reason = INTERNAL_ERROR
+        try:
+            await resident.supervisor.stop()
+        finally:
+            self._residents.remove(resident)
+            self._set_state(resident.model, "failed", reason)
+            resident.model.engine.fail_all(lambda: GenerationError(reason))
+
+    async def _replace_while_allowed(self, resident: Settled) -> str:
+        """The reason why the last lost worker got no replacement."""
+        model, supervisor = resident.model, resident.supervisor
+        lost = await supervisor.watch()
         while True:
-            lost = await supervisor.watch()
-            while True:
-                log.error("the device worker of %s is lost: %s", model.id, lost)
-                self._set_state(model, "loading", str(lost))
-                await supervisor.stop()
-                if not supervisor.may_restart(lost):
-                    self.holder = self._supervisor = None
-                    self._set_state(model, "failed", str(lost))
-                    model.engine.fail_all(lambda reason=str(lost): GenerationError(reason))  # type: ignore[misc]
-                    return
-                try:
-                    await supervisor.stage()
-                    await self._load(model, supervisor)
-                    break
-                except WorkerLost as again:
-                    lost = again
-            self._set_state(model, "available", None)
+            log.error("the device worker of %s is lost: %s", model.id, lost)
+            self._set_state(model, "loading", str(lost))
+            await supervisor.stop()
+            if not supervisor.may_restart(lost):
+                return str(lost)
+            try:
+                await supervisor.stage()
+                await self._load(model, supervisor)
+                self._set_state(model, "available", None)
+                lost = await supervisor.watch()
+            except WorkerLost as again:
+                lost = again
 
-    async def _drain(self, model: Model) -> None:
-        """Let running sequences finish for `swap.drain` seconds; the rest is parked by the detach that follows."""
+    # --- leaving
+
+    async def _vacate(self, model: Model, newcomer: Supervisor | None) -> None:
+        """Drain `model`, park what still runs, reap its worker. It stays when the newcomer is lost before that."""
+        resident = next((each for each in self._residents if each.model is model), None)
+        if resident is None or (newcomer is not None and newcomer.lost):
+            return
+        await end_task(resident.keeper)
+        if resident not in self._residents:
+            await resident.supervisor.stop()  # its keeper was giving it up
+            return
+        served = model.state == "available"
+        self._set_state(model, "draining", None)
+        model.engine.stop_admitting()
+        await self._drain(resident, newcomer)
+        if served and newcomer is not None and newcomer.lost:
+            model.engine.admit_again()
+            self._settle(resident)
+            return
+        await resident.supervisor.stop()
+        self._residents.remove(resident)
+        self._set_state(model, "unloaded", None)
+
+    async def _drain(self, resident: Settled, newcomer: Supervisor | None) -> None:
+        """Wait while sequences run, `swap.drain` seconds at most, and no longer than both workers live."""
         deadline = time.monotonic() + self._settings.swap.drain
-        while model.engine.running and time.monotonic() < deadline:
-            if self._supervisor is not None and self._supervisor.lost:
+        while resident.model.engine.running and time.monotonic() < deadline:
+            if resident.supervisor.lost or (newcomer is not None and newcomer.lost):
                 return
             await asyncio.sleep(DRAIN_POLL_S)
-
-    def _failed(self, model: Model, lost: WorkerLost) -> None:
-        if self._aborted is model:
-            self._set_state(model, "unloaded", None)
-        else:
-            log.error("%s cannot be loaded: %s", model.id, lost)
-            self._set_state(model, "failed", str(lost))
-        reason = f"model {model.id!r} could not be loaded: {lost}"
-        model.engine.fail_all(lambda: Unavailable(reason))
-
-    async def _cancel_keeper(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
 
     def _supervise(self, model: Model) -> Supervisor:
         def on_progress(progress: Progress) -> None:
@@ -178,3 +238,29 @@ class Device:
             metrics=self._metrics,
             on_progress=on_progress,
         )
+
+
+async def _staged_and_readable(supervisor: Supervisor, model: Model) -> None:
+    """Stage, and read the tokenizer meanwhile: a model that cannot be spoken to is not worth loading."""
+    staging = asyncio.create_task(supervisor.stage())
+    try:
+        await model.text()
+        await staging
+    except Unavailable as error:
+        raise WorkerLost("configuration", error.text) from error
+    finally:
+        await end_task(staging)
+
+
+async def end_task(task: asyncio.Task[None] | None) -> None:
+    """Cancel `task` and wait for its end. What it raised is known to whoever awaited it, or was logged by itself.
+
+    More than once, if need be: up to Python 3.11 asyncio.wait_for swallows a cancel that meets its result.
+    """
+    if task is None:
+        return
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.exception()

@@ -16,7 +16,9 @@ from typing import Any, Literal
 import msgspec
 
 from models.families import family_of
-from models.protocol import Description, NeuronOptions, Progress
+from models.planner.memory import core_memory, cpu_host_memory
+from models.protocol import CpuOptions, Description, DeviceOptions, NeuronOptions, Progress
+from models.spec import read_spec
 from server.core import Limits
 from server.engine.loop import Engine
 from server.errors import ConfigurationError, Unavailable
@@ -37,7 +39,8 @@ class ModelProgress(msgspec.Struct, frozen=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One model as GET /models shows it."""
+    """One model as GET /models shows it. `memory_bytes` is what it takes when it is loaded (models/planner), of the
+    NeuronCores or of the host; None where nothing is known of it."""
 
     id: str
     family: str
@@ -47,6 +50,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     running: int
     parked: int
+    slots: int
+    memory_bytes: int | None
     error: str | None
 
 
@@ -70,8 +75,10 @@ class Model:
         self.progress: ModelProgress | None = None
         self.error: str | None = None
         self.failed_at = 0.0
+        self.used = 0.0  # when its last request came, on the monotonic clock
         self.description: Description | None = None
         self.limits = _limits(settings, all_settings.limits)
+        self._memory_bytes: int | None = None
         self._text: asyncio.Task[ModelText] | None = None
         self._phase_began = (("", 0.0), 0.0)
 
@@ -107,6 +114,8 @@ class Model:
             waiting=engine.waiting,
             running=engine.running,
             parked=engine.parked,
+            slots=self.settings.device.slots,
+            memory_bytes=self._memory(),
             error=self.error,
         )
 
@@ -121,9 +130,23 @@ class Model:
         fraction = progress.done / progress.total if progress.total else 1.0
         self.progress = ModelProgress(progress.phase, round(fraction, 4), None if eta is None else round(eta, 1))
 
+    def _memory(self) -> int | None:
+        if self._memory_bytes is None:
+            self._memory_bytes = _memory_bytes(self.directory, self.settings.device)
+        return self._memory_bytes
+
     def _load_text(self) -> ModelText:
         tokenizer = Tokenizer.load(self.directory, self.family)
         return ModelText(tokenizer, ChatTemplate.load(self.directory, self.family, tokenizer))
+
+
+def _memory_bytes(directory: Path, device: DeviceOptions) -> int | None:
+    try:
+        if isinstance(device, NeuronOptions):
+            return core_memory(read_spec(directory), device).total * device.tp_degree
+        return cpu_host_memory(read_spec(directory), device).resident if isinstance(device, CpuOptions) else None
+    except ValueError:  # the worker says what is wrong with config.json, when the model is loaded
+        return None
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -136,6 +159,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _limits(model: ModelSettings, limits: LimitSettings) -> Limits:
     """A request may fill a slot, unless the configuration allows less; a prompt, what can be fed in one piece."""
     device = model.device
+    draws = isinstance(device, NeuronOptions) and device.sampling == "device"
     most = device.n_positions
     total = min(model.max_total_tokens or limits.max_total_tokens or most, most)
     longest = max(device.context_buckets, default=total) if isinstance(device, NeuronOptions) else total
@@ -148,4 +172,6 @@ def _limits(model: ModelSettings, limits: LimitSettings) -> Limits:
         max_top_n_tokens=limits.max_top_n_tokens,
         max_client_batch_size=limits.max_client_batch_size,
         max_concurrent_requests=limits.max_concurrent_requests,
+        grammar=limits.grammar and not draws,
+        device_sampling=draws,
     )

@@ -1,26 +1,28 @@
 """The models of this server: the facade the API talks to, and the one writer of model states.
 
-One task, woken by every event, asks the policy which model gets the device next and lets the Device hand it over.
+One task, woken by every event, looks at what changed and begins what follows: an exchange, an unload, a cancel. One
+change is under way at a time, in a task of its own; which exchange comes next is the policy's decision.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing
 
 from server.admission import Admission
 from server.core import Request, Timings
 from server.engine.generation import Generation
 from server.errors import IncompleteGeneration, Unavailable
+from server.host import available_bytes
 from server.observe.metrics import Metrics
 from server.settings import Settings
-from server.swap.device import Device
+from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task
 from server.swap.model import Model, ModelEntry, State
-from server.swap.policy import Candidate, Holder, next_model
+from server.swap.policy import Candidate, Resident, Turn, next_turn
+from server.swap.residents import check_residents, rivals
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -32,6 +34,8 @@ class Registry:
     """All configured models; the first is the default one."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """ConfigurationError when swap.residents models do not fit beside each other."""
+        check_residents(settings, available_bytes())
         self._settings = settings
         self._metrics = metrics
         self._wake = asyncio.Event()
@@ -40,9 +44,14 @@ class Registry:
         self._admission = Admission(settings.limits.max_concurrent_requests)
         self._device = Device(settings, metrics, self._set_state)
         self._active = self.default
-        self._asked: list[Model] = [self.default]
-        self._subscribers: set[asyncio.Queue[ModelEntry | None]] = set()
+        self._asked: Model | None = self.default  # the last activate that is not yet fulfilled
+        self._home: Model | None = self.default  # comes back by itself when there is room and nobody is asked for
+        self._unloads: list[Model] = []
+        self._in_exchange = False  # a model served when it began: planned, so /health stays 200
+        self._change: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._subscribers: set[asyncio.Queue[ModelEntry | None]] = set()
+        self._ended = False
         self.stopping = False
 
     # --- what there is
@@ -93,16 +102,16 @@ class Registry:
         """Why /health is not 200 now; None when it is."""
         if self.stopping:
             return "stopping"
-        if self._device.exchanging or any(model.state in ("available", "draining") for model in self.models):
+        if self._in_exchange or any(model.state in ("available", "draining") for model in self.models):
             return None
         active = self._active
         return f"{active.id} is {active.state}" + (f": {active.error}" if active.error else "")
 
     # --- requests
 
-    def permit(self) -> AbstractContextManager[None]:
-        """One permit of MAX_CONCURRENT_REQUESTS; Overloaded when none is free."""
-        return self._admission.permit()
+    def permit(self, count: int = 1) -> AbstractContextManager[None]:
+        """`count` permits of MAX_CONCURRENT_REQUESTS, one a sequence; Overloaded when not all of them are free."""
+        return self._admission.permit(count)
 
     def check(self, model: Model) -> None:
         """Unavailable when a request for `model` could not be served: stopping, or a load that failed a moment ago."""
@@ -112,40 +121,56 @@ class Registry:
             raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=int(RETRY_FAILED_S))
 
     async def submit(self, model: Model, request: Request, timings: Timings) -> Generation:
-        """Queue a request; it waits for a slot, and for its model if that does not hold the device."""
+        """Queue a request; it waits for a slot, and for its model if that is not on the device."""
         self.check(model)
         text = await model.text()
+        self.check(model)
         generation = model.engine.submit(request, text.tokenizer, timings)
+        model.used = time.monotonic()
         self._wake.set()
         return generation
 
     # --- states
 
     def activate(self, model: Model) -> None:
-        """Ask for the device; returns at once."""
-        if model not in self._asked and not (model is self._device.holder and model.state == "available"):
-            self._asked.append(model)
+        """Ask for the device; returns at once. The last one who asks decides."""
+        outdone, self._asked = self._asked, model
+        if model in self._unloads:
+            self._unloads.remove(model)
+        self._fulfil()
+        if outdone is not None:
+            self._publish(outdone)
         self._wake.set()
 
     async def settled(self, model: Model) -> None:
         """Wait until `model` is neither asked for nor on its way."""
-        async for _ in self.events():
-            if model not in self._asked and model.state in ("available", "failed", "unloaded"):
-                return
+        async with aclosing(self.events()) as events:
+            async for _ in events:
+                if model is not self._asked and model.state in ("available", "failed", "unloaded"):
+                    return
 
-    async def unload(self, model: Model) -> None:
-        """Drain and take it off the device, or cancel its staging or loading."""
-        if model in self._asked:
-            self._asked.remove(model)
-        if not self._device.abort(model) and self._device.holder is model:
-            await self._device.release(drain=True)
+    def unload(self, model: Model) -> None:
+        """Take it off the device, or cancel its staging or loading; returns at once.
+
+        Its running requests may finish within swap.drain; the others are ended, or they would bring it back.
+        """
+        if self._asked is model:
+            self._asked = None
+        if self._home is model:
+            self._home = None
+        if model not in self._unloads:
+            self._unloads.append(model)
+        self._device.abort(model)
+        self._publish(model)
         self._wake.set()
 
-    async def events(self) -> AsyncIterator[ModelEntry]:
+    async def events(self) -> AsyncGenerator[ModelEntry, None]:
         """Every model once, then every change of state and progress, until the server stops."""
         queue: asyncio.Queue[ModelEntry | None] = asyncio.Queue()
         for model in self.models:
             queue.put_nowait(self.entry(model))
+        if self._ended:
+            queue.put_nowait(None)
         self._subscribers.add(queue)
         try:
             while (entry := await queue.get()) is not None:
@@ -163,67 +188,148 @@ class Registry:
         """Refuse new work, let the active model's work finish until the deadline, end the rest with errors."""
         self.stopping = True
         deadline = time.monotonic() + self._settings.server.stop_deadline
+        finishing = [resident.model for resident in self._device.residents]
+        newcomer = self._device.newcomer
+        if newcomer is not None and finishing:
+            self._device.abort(newcomer)
+        elif newcomer is not None:
+            finishing = [newcomer]
         for model in self.models:
-            if model is not self._device.holder:
+            if model not in finishing:
                 model.engine.fail_all(lambda: Unavailable("the server is stopping"))
-        holder = self._device.holder
-        while holder is not None and not holder.engine.empty and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if all(model.engine.empty for model in finishing):
+                break
             await asyncio.sleep(STOP_POLL_S)
-            holder = self._device.holder
+        self._end_everything()
+
+    async def close(self) -> None:
+        """End the task, what it began, every worker and every request."""
+        self.stopping = True
+        await end_task(self._task)
+        await end_task(self._change)
+        await self._device.close()
+        self._end_everything()
+
+    def _end_everything(self) -> None:
+        self._ended = True
         for model in self.models:
             model.engine.fail_all(IncompleteGeneration)
         for queue in self._subscribers:
             queue.put_nowait(None)
 
-    async def close(self) -> None:
-        """End the task and every worker."""
-        self.stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._device.close()
+    # --- changes
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            if not self.stopping:
-                self._end_hopeless()
-                target = self._choose()
-                if target is not None:
-                    await self._exchange(target)
-                    continue
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            try:
+                self._look()
+            except Exception:
+                log.exception("looking for the next exchange failed")
+            tick = asyncio.get_running_loop().call_later(TICK_S, self._wake.set)
+            await self._wake.wait()
+            tick.cancel()
 
-    async def _exchange(self, target: Model) -> None:
-        self._active = target
+    def _look(self) -> None:
+        """What follows from all that happened since the last look."""
+        if self.stopping:
+            return
+        self._end_hopeless()
+        self._fulfil()
+        if self._change is not None and not self._change.done():
+            newcomer = self._device.newcomer
+            if newcomer is not None and not self._needs(newcomer):
+                self._device.abort(newcomer)
+            return
+        if self._unloads:
+            model = self._unloads.pop(0)
+            self._begin(model, lambda: self._unload(model))
+        elif (turn := self._next_turn()) is not None:
+            self._begin(self._by_id[turn.model], lambda: self._exchange(turn))
+        else:
+            self._in_exchange = False
+            self._settle_active()
+
+    def _begin(self, model: Model, change: Callable[[], Awaitable[None]]) -> None:
+        self._change = asyncio.create_task(self._guarded(model, change))
+        self._change.add_done_callback(lambda _: self._wake.set())
+
+    async def _guarded(self, model: Model, change: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._device.give_to(target)
+            await change()
         except Exception:
-            log.exception("the exchange to %s failed", target.id)
-            self._set_state(target, "failed", "internal error, see the log")
-        finally:
-            if target in self._asked:
-                self._asked.remove(target)
-            if self._device.holder is not None:
-                self._active = self._device.holder
-            self._publish(target)
+            log.exception("the change of %s failed", model.id)
+            self._set_state(model, "failed", INTERNAL_ERROR)
+            if self._asked is model:
+                self._asked = None
 
-    def _choose(self) -> Model | None:
-        holder = self._device.holder
-        snapshot = Holder(self._device.holder_since, not holder.engine.empty) if holder else None
-        candidates = [
-            Candidate(
-                model.id,
-                waiting_since=model.engine.waiting_since if self._settings.swap.on_request or not holder else None,
-                asked=model in self._asked,
-                may_load=self._may_retry(model),
-            )
-            for model in self.models
-            if model is not holder
-        ]
-        chosen = next_model(snapshot, candidates, time.monotonic(), self._settings.swap)
-        return self._by_id[chosen] if chosen else None
+    async def _exchange(self, turn: Turn) -> None:
+        target = self._by_id[turn.model]
+        leaving = [self._by_id[name] for name in turn.leaving]
+        self._in_exchange |= any(model.state == "available" for model in self.models)
+        self._active = target
+        came = await self._device.bring(target, leaving)
+        if self._asked is target and target.state != "unloaded":  # else: cancelled, and asked for again since
+            self._asked = None
+        if came:
+            self._home = target
+        elif gone := [model for model in leaving if model.state == "unloaded" and model not in self._unloads]:
+            self._home = gone[0]
+        self._settle_active()
+        self._publish(target)
+
+    async def _unload(self, model: Model) -> None:
+        await self._device.release(model)
+        model.engine.fail_all(lambda: Unavailable(f"model {model.id!r} was unloaded"))
+        if model.state == "failed":
+            self._set_state(model, "unloaded", None)
+
+    def _fulfil(self) -> None:
+        """An activate of a model that is on the device costs nothing."""
+        asked = self._asked
+        if asked is not None and asked.state == "available" and self._device.holds(asked):
+            self._asked = None
+            self._home = self._active = asked
+            self._publish(asked)
+
+    def _needs(self, newcomer: Model) -> bool:
+        """Whether anybody still wants a model that is on its way; an activate of another one decides against it."""
+        if self._asked is not None:
+            return newcomer is self._asked
+        return newcomer is self._home or not newcomer.engine.empty
+
+    def _settle_active(self) -> None:
+        """When the active model did not come, or is lost for good, bare requests go to one that is there."""
+        there = [resident.model for resident in self._device.residents]
+        if self._active not in there:
+            self._active = there[-1] if there else self._home or self._active
+
+    def _next_turn(self) -> Turn | None:
+        """The policy's choice; where it has none and there is room, the model that was there before."""
+        residents = [_snapshot(each) for each in self._device.residents]
+        candidates = [self._candidate(model) for model in self.models if not self._device.holds(model)]
+        now, swap = time.monotonic(), self._settings.swap
+        turn = next_turn(residents, candidates, now, swap)
+        home = self._home
+        if turn is None and home is not None and not self._device.holds(home) and self._may_retry(home):
+            back = next_turn(residents, [Candidate(home.id, asked=True, rivals=self._rivals(home))], now, swap)
+            turn = back if back is not None and not back.leaving else None
+        return turn
+
+    def _candidate(self, model: Model) -> Candidate:
+        by_request = self._settings.swap.on_request or not self._device.residents
+        return Candidate(
+            model.id,
+            waiting_since=model.engine.waiting_since if by_request else None,
+            asked=model is self._asked,
+            may_load=self._may_retry(model),
+            rivals=self._rivals(model),
+        )
+
+    def _rivals(self, model: Model) -> frozenset[str]:
+        device = model.settings.device
+        return frozenset(each.id for each in self.models if rivals(device, each.settings.device))
 
     def _may_retry(self, model: Model) -> bool:
         return model.state != "failed" or time.monotonic() - model.failed_at >= RETRY_FAILED_S
@@ -232,8 +338,8 @@ class Registry:
         """End the requests that nobody could serve within swap.give_up."""
         limit = self._settings.swap.give_up
         for model in self.models:
-            if model is not self._device.holder:
-                model.engine.fail_older_than(
+            if not self._device.holds(model):
+                model.engine.fail_waiting_since(
                     time.monotonic() - limit,
                     lambda: Unavailable(f"no turn for this model within swap.give_up = {limit:g} s", retry_after_s=60),
                 )
@@ -245,9 +351,23 @@ class Registry:
             model.failed_at = time.monotonic()
         if state != model.state:
             log.info("%s: %s -> %s%s", model.id, model.state, state, f" ({error})" if error else "")
+            self._wake.set()
         model.state, model.error = state, error
         self._publish(model)
 
     def _publish(self, model: Model) -> None:
         for queue in self._subscribers:
             queue.put_nowait(self.entry(model))
+
+
+def _snapshot(settled: Settled) -> Resident:
+    model, engine = settled.model, settled.model.engine
+    return Resident(
+        model.id,
+        since=max(settled.since, engine.caught_up_at),
+        has_work=not engine.empty,
+        pinned=model.settings.pinned,
+        used=model.used,
+        load_s=settled.load_s,
+        replaying=engine.replaying,
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.matcher import Vocabulary
 from models.protocol import Command, Decode, Description, Feed, SimulatedOptions, decode_command, encode
 from models.simulated import SimulatedBackend
 from models.steps import Steps
@@ -21,11 +22,11 @@ from server.text.tokenizer import Tokenizer
 class InlineWorker:
     """Runs the commands it is sent one at a time, on the real backend, through the real messages."""
 
-    def __init__(self, options: SimulatedOptions, directory: Path) -> None:
+    def __init__(self, options: SimulatedOptions, directory: Path, vocabulary: Vocabulary) -> None:
         self._backend = SimulatedBackend(directory, options)
         self._backend.stage(lambda *_: None)
         self.description: Description = self._backend.load(lambda *_: None)
-        self._steps = Steps(self._backend)
+        self._steps = Steps(self._backend, vocabulary)
         self._queue: deque[Feed | Decode] = deque()
         self.commands: list[Feed | Decode] = []
 
@@ -46,15 +47,16 @@ class InlineWorker:
 class Bench:
     """An engine, its current worker, and everything that was submitted."""
 
-    def __init__(self, tokenizer: Tokenizer, directory: Path, **options: object) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, directory: Path, **options: object) -> None:
         self.tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._directory = directory
         self._options = SimulatedOptions(**{"vocab_size": 256, "slots": 4, **options})  # type: ignore[arg-type]
         self.engine = Engine(decode_per_feed=1, metrics=Metrics(), on_ended=lambda: None)
         self.attach()
 
     def attach(self) -> None:
-        self.worker = InlineWorker(self._options, self._directory)
+        self.worker = InlineWorker(self._options, self._directory, self._vocabulary)
         self.engine.attach(self.worker, self.worker.description)
 
     def submit(self, request: Request) -> Generation:
@@ -77,7 +79,13 @@ def byte_tokenizer(tiny_text_directory: Path) -> Tokenizer:
     return Tokenizer.load(tiny_text_directory)
 
 
+@pytest.fixture(scope="session")
+def byte_vocabulary(tiny_text_directory: Path) -> Vocabulary:
+    """The same tokens, for grammars."""
+    return Vocabulary(tiny_text_directory)
+
+
 @pytest.fixture
-def bench(byte_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Bench]:
+def bench(byte_tokenizer: Tokenizer, byte_vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Bench]:
     """Bench(**simulated options)."""
-    return lambda **options: Bench(byte_tokenizer, tmp_path, **options)
+    return lambda **options: Bench(byte_tokenizer, byte_vocabulary, tmp_path, **options)

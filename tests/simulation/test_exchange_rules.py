@@ -1,0 +1,458 @@
+"""The rules of an exchange, one by one, on a virtual clock (docs/architecture.md, Exchanging models)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.errors import GenerationError, IncompleteGeneration, Unavailable
+from server.settings import WorkerSettings
+
+World = Any
+Simulate = Callable[..., World]
+A, B, C = "org/a", "org/b", "org/c"
+
+
+def right(world: World, *asked: Any) -> bool:
+    return all(each.error is None and each.tokens == world.expected(each) for each in asked)
+
+
+# --- a load that nobody waits for
+
+
+@pytest.mark.parametrize("moment", ["staging", "draining", "loading"])
+def test_a_load_whose_requests_have_all_left_is_cancelled_and_the_old_model_stays_or_comes_back(
+    simulate: Simulate, moment: str
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=150) if moment == "draining" else None
+        await asyncio.sleep(1)
+        leaver = world.ask(B)
+        await world.until(*((A, "draining") if moment == "draining" else (B, moment)))
+        await asyncio.sleep(0.5)
+        loads = len(world.loads)
+        world.leave(leaver)
+        await world.until(B, "unloaded")
+        assert world.registry.unhealthy() is None
+        assert world.registry.active.id == A
+        await world.until(A, "available")
+        assert len(world.loads) == loads + (moment == "loading")
+        if long is not None:
+            await world.answered(long)
+            assert right(world, long)
+        follower = world.ask(A)
+        await world.answered(follower)
+        assert right(world, follower)
+
+    simulate(scenario, turn_after=5, min_resident=1)
+
+
+def test_a_load_that_an_operator_asked_for_needs_nobody_to_wait(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        world.registry.activate(world.model(B))
+        leaver = world.ask(B)
+        await world.until(B, "loading")
+        world.leave(leaver)
+        await world.registry.settled(world.model(B))
+        assert world.states() == ("unloaded", "available", "unloaded")
+
+    simulate(scenario)
+
+
+# --- who decides
+
+
+def test_the_last_activate_decides(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        world.registry.activate(world.model(B))
+        await world.until(B, "staging")
+        world.registry.activate(world.model(C))
+        await world.registry.settled(world.model(B))
+        assert world.state(B) == "unloaded"
+        await world.registry.settled(world.model(C))
+        assert world.states() == ("unloaded", "unloaded", "available")
+        assert [name for _, name in world.loads] == [A, C]
+
+    simulate(scenario)
+
+
+def test_activating_the_old_model_calls_the_exchange_off(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        world.registry.activate(world.model(B))
+        await world.until(B, "staging")
+        world.registry.activate(world.model(A))
+        await world.registry.settled(world.model(A))
+        assert world.registry.active.id == A
+        await world.until(B, "unloaded")
+        assert [name for _, name in world.loads] == [A]
+
+    simulate(scenario)
+
+
+def test_an_activate_that_is_taken_back_and_given_again_holds(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        world.registry.activate(world.model(B))
+        await world.until(B, "staging")
+        world.registry.unload(world.model(B))
+        world.registry.activate(world.model(B))
+        await world.registry.settled(world.model(B))
+        assert world.states() == ("unloaded", "available", "unloaded")
+
+    simulate(scenario)
+
+
+def test_requests_wait_through_an_activate_of_another_model_and_get_their_turn(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        waiting = world.ask(B)
+        await world.until(B, "loading")
+        world.registry.activate(world.model(C))
+        await world.until(C, "available")
+        await world.answered(waiting)
+        assert right(world, waiting)
+
+    simulate(scenario)
+
+
+def test_a_pinned_model_leaves_for_an_operator_alone(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        refused = world.ask(B)
+        await world.answered(refused)
+        assert isinstance(refused.error, Unavailable)
+        assert refused.ended - refused.arrived == pytest.approx(100, abs=2)
+        assert world.loads == [world.loads[0]]
+        world.registry.activate(world.model(B))
+        await world.registry.settled(world.model(B))
+        assert world.states() == ("unloaded", "available", "unloaded")
+
+    simulate(scenario, pinned=(A,), give_up=100)
+
+
+def test_without_on_request_a_request_waits_for_an_operator(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        waiting = world.ask(B)
+        await asyncio.sleep(200)
+        assert world.states() == ("available", "unloaded", "unloaded")
+        world.registry.activate(world.model(B))
+        await world.answered(waiting)
+        assert right(world, waiting)
+
+    simulate(scenario, on_request=False)
+
+
+# --- bounds
+
+
+def test_a_working_model_keeps_the_device_until_the_turn_of_the_others_has_come(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        stream = [world.ask(A, most=240) for _ in range(8)]
+        behind = [world.ask(A, most=240) for _ in range(20)]
+        waiting = world.ask(B)
+        await world.until(B, "staging")
+        assert time.monotonic() - waiting.arrived == pytest.approx(60, abs=2)
+        late = world.ask(A)
+        await world.answered()
+        assert waiting.first_token < late.first_token
+        assert right(world, *stream, *behind, waiting, late)
+
+    simulate(scenario, turn_after=60, min_resident=10, drain=5)
+
+
+def test_a_parked_sequence_gives_others_a_turn_and_then_comes_back_with_its_own_tokens(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        await asyncio.sleep(5)
+        seen = len(long.tokens)
+        world.registry.activate(world.model(B))
+        await world.registry.settled(world.model(B))
+        assert seen < len(long.tokens) < 200
+        assert world.registry.entry(world.model(A)).parked == 1
+        await world.answered(long)
+        assert right(world, long)
+
+    simulate(scenario, drain=2)
+
+
+def test_a_request_that_nobody_can_serve_ends_after_give_up(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        waiting = world.ask(A)
+        await world.answered(waiting)
+        assert isinstance(waiting.error, Unavailable)
+        assert waiting.error.retry_after_s == 60
+        assert waiting.ended - waiting.arrived == pytest.approx(50, abs=2)
+
+    simulate(scenario, load_s=100.0, give_up=50)
+
+
+# --- unload
+
+
+@pytest.mark.parametrize("moment", ["staging", "loading"])
+def test_unload_cancels_a_model_on_its_way_and_ends_its_requests(simulate: Simulate, moment: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        waiting = world.ask(B)
+        await world.until(B, moment)
+        world.registry.unload(world.model(B))
+        await world.answered(waiting)
+        assert isinstance(waiting.error, Unavailable)
+        await world.until(A, "available")
+        await asyncio.sleep(100)
+        assert world.states() == ("available", "unloaded", "unloaded")
+
+    simulate(scenario)
+
+
+def test_unload_drains_and_leaves_the_device_empty_until_somebody_asks(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        short, long = world.ask(A, most=20), world.ask(A, most=240)
+        await asyncio.sleep(1)
+        world.registry.unload(world.model(A))
+        await world.until(A, "unloaded")
+        await world.answered(short, long)
+        assert right(world, short)
+        assert isinstance(long.error, Unavailable)
+        await asyncio.sleep(100)
+        assert world.states() == ("unloaded", "unloaded", "unloaded")
+        assert world.registry.unhealthy() == "org/a is unloaded"
+        later = world.ask(A)
+        await world.answered(later)
+        assert right(world, later)
+
+    simulate(scenario, drain=5)
+
+
+@pytest.mark.parametrize("moment", ["staging", "loading"])
+def test_unload_of_the_old_model_during_an_exchange_leaves_the_new_one_alone(simulate: Simulate, moment: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        waiting = world.ask(B)
+        await world.until(B, moment)
+        world.registry.unload(world.model(A))
+        await world.answered(waiting)
+        await asyncio.sleep(30)
+        assert right(world, waiting)
+        assert world.states() == ("unloaded", "available", "unloaded")
+
+    simulate(scenario)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("moment", ["staging", "draining", "loading"])
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_a_newcomer_that_dies_leaves_the_old_model_serving(simulate: Simulate, moment: str, fault: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        waiting = world.ask(B)
+        await world.until(*((A, "draining") if moment == "draining" else (B, moment)))
+        await asyncio.sleep(0.5)
+        getattr(world.worker(B), fault)()
+        await world.answered()
+        assert isinstance(waiting.error, Unavailable)
+        assert right(world, long)
+        assert world.state(B) == "failed"
+        await world.until(A, "available")
+        assert world.registry.active.id == A
+        assert world.registry.unhealthy() is None
+
+    simulate(scenario, turn_after=5, min_resident=1, drain=3)
+
+
+@pytest.mark.parametrize("moment", ["staging", "draining"])
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_an_old_worker_that_dies_during_an_exchange_loses_no_request(
+    simulate: Simulate, moment: str, fault: str
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        waiting = world.ask(B)
+        await world.until(*((A, "draining") if moment == "draining" else (B, moment)))
+        await asyncio.sleep(0.5)
+        getattr(world.worker(A), fault)()
+        await world.answered()
+        assert right(world, long, waiting)
+
+    simulate(scenario, turn_after=5, min_resident=1, drain=3)
+
+
+def test_a_failed_model_is_tried_again_after_a_minute_or_by_activate_at_once(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        for retry in ("activate", "wait"):
+            failing = world.ask(B)
+            await world.until(B, "loading")
+            world.worker(B).kill()
+            await world.answered(failing)
+            assert isinstance(failing.error, Unavailable)
+            refused = world.ask(B)
+            await world.answered(refused)
+            assert (refused.error.status, refused.error.retry_after_s) == (503, 60)
+            assert refused.ended == refused.arrived
+            if retry == "activate":
+                world.registry.activate(world.model(B))
+                await world.registry.settled(world.model(B))
+                assert world.state(B) == "available"
+                world.registry.activate(world.model(A))
+                await world.registry.settled(world.model(A))
+            else:
+                await asyncio.sleep(61)
+        served = world.ask(B)
+        await world.answered(served)
+        assert right(world, served)
+
+    simulate(scenario)
+
+
+def test_a_default_model_that_fails_at_start_is_tried_again_by_itself(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "loading")
+        world.worker(A).kill()
+        await world.until(A, "failed")
+        assert world.registry.unhealthy().startswith("org/a is failed")
+        failed_at = time.monotonic()
+        await world.until(A, "available")
+        assert time.monotonic() - failed_at > 60
+
+    simulate(scenario)
+
+
+def test_a_spent_restart_budget_ends_the_requests_with_a_typed_error_and_others_go_on(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        for _ in range(2):
+            await world.until(A, "available")
+            await asyncio.sleep(2)
+            world.worker(A).kill()
+            await world.until(A, "loading", "failed")
+        await world.answered(long)
+        assert isinstance(long.error, GenerationError)
+        assert world.state(A) == "failed"
+        other = world.ask(B)
+        await world.answered(other)
+        assert right(world, other)
+        assert world.registry.active.id == B
+
+    simulate(scenario, worker=WorkerSettings(restarts=1))
+
+
+def test_a_keeper_that_raises_fails_its_model_loudly(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        await asyncio.sleep(1)
+        description, supervisor = world.model(A).description, world.registry._device.residents[0].supervisor
+        supervisor.description = None  # a bug: the deadline of the running step cannot be told
+        assert description is not None
+        await world.answered(long)
+        assert isinstance(long.error, GenerationError)
+        assert world.state(A) == "failed"
+        other = world.ask(B)
+        await world.answered(other)
+        assert right(world, other)
+
+    simulate(scenario)
+    assert "keeping org/a on the device failed" in caplog.text
+
+
+# --- the end
+
+
+@pytest.mark.parametrize("after", [0.0, 0.005, 1.0, 2.5, 12.5, 13.0, 15.0, 16.0, 18.0, 22.0, 26.0, 30.0])
+def test_close_at_any_moment_ends_every_worker_and_every_request(simulate: Simulate, after: float) -> None:
+    async def scenario(world: World) -> None:
+        world.ask(A, most=240)
+        waiting = world.ask(B)
+        await asyncio.sleep(after)
+        await world.registry.close()
+        await world.answered()
+        assert world.workers == []
+        assert isinstance(waiting.error, IncompleteGeneration) or right(world, waiting)
+        assert [entry async for entry in world.registry.events()] != []  # and that stream ends
+
+    simulate(scenario, turn_after=1, min_resident=1, drain=6)
+
+
+@pytest.mark.parametrize("moment", ["staging", "draining", "loading"])
+def test_a_graceful_stop_during_an_exchange_finishes_what_the_device_can_run(simulate: Simulate, moment: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        waiting = world.ask(B)
+        await world.until(*((A, "draining") if moment == "draining" else (B, moment)))
+        await world.registry.stop_gracefully()
+        await world.answered()
+        served, refused = (waiting, long) if moment == "loading" else (long, waiting)
+        assert right(world, served)
+        assert isinstance(refused.error, Unavailable)
+        with pytest.raises(Unavailable):
+            world.registry.check(world.model(A))
+
+    simulate(scenario, turn_after=1, min_resident=1, drain=3)
+
+
+# --- residents
+
+
+def test_residents_answer_side_by_side_and_a_switch_between_them_costs_nothing(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        beside = world.ask(B)
+        await world.answered(beside)
+        assert long.ended is None
+        assert world.states() == ("available", "available", "unloaded")
+        assert world.registry.active.id == B
+        world.registry.activate(world.model(A))
+        assert world.registry.active.id == A  # at once
+        await world.answered(long)
+        assert right(world, long, beside)
+        assert len(world.loads) == 2
+
+    simulate(scenario, residents=2)
+
+
+def test_the_least_recently_used_resident_leaves_for_a_third_model(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        for name in (A, B, A):
+            await world.answered(world.ask(name))
+        third = world.ask(C)
+        await world.answered(third)
+        assert world.states() == ("available", "unloaded", "available")
+        assert right(world, third)
+
+    simulate(scenario, residents=2)
+
+
+def test_a_third_model_that_fails_gives_its_place_back(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        for name in (A, B):
+            await world.answered(world.ask(name))
+        third = world.ask(C)
+        await world.until(C, "loading")
+        world.worker(C).kill()
+        await world.answered(third)
+        await world.until(A, "available")
+        assert world.states() == ("available", "available", "failed")
+
+    simulate(scenario, residents=2)
