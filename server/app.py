@@ -1,9 +1,14 @@
 """The map of the server: every route, what stands before the routes, and how errors become answers.
 
 POST /generate, /generate_stream, /               TGI                   api/tgi.py
-POST /v1/chat/completions, GET /v1/models         OpenAI                api/openai.py
+POST /v1/chat/completions, GET /v1/models         OpenAI                api/openai.py, chat.py, tool_calls.py
+POST /v1/completions                              OpenAI                api/completions.py
+POST /tokenize, /chat_tokenize                    tokens                api/tokens.py
+POST /invocations, /vertex                        SageMaker, Vertex AI  api/platforms.py
 GET  /models, POST /models/{id}/activate, ...     exchanging models     api/models.py
+GET  /admin, /admin/logs                          the admin page        api/admin.py, web/
 GET  /health, /info, /metrics, ...                operations            api/ops.py
+GET  /docs/, /api-doc/openapi.json                documentation         api/openapi.py
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route, Router, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api import models, openai, ops, respond, tgi
+from server.api import admin, completions, models, openai, openapi, ops, platforms, respond, tgi, tokens
 from server.api.access import RequireKey
 from server.api.body import ClientGone
 from server.api.cors import Cors
+from server.api.line import LogRequests
 from server.api.service import Service
 from server.errors import ServeError
 from server.observe.metrics import Metrics
@@ -36,9 +42,10 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await registry.start()
-        yield
-        await registry.close()
+        with service.recent.attached():
+            await registry.start()
+            yield
+            await registry.close()
         service.threads.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(
@@ -59,12 +66,18 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
 
 def _routes(api_key: str) -> list[BaseRoute]:
     """The root's routes. The serving ones exist once more under every model."""
-    key = [Middleware(RequireKey, key=api_key)]
-    compat = RequireKey(request_response(tgi.compat_generate), api_key)
+    logged = [Middleware(LogRequests)]
+    keyed = [*logged, Middleware(RequireKey, key=api_key)]
+    compat = LogRequests(RequireKey(request_response(tgi.compat_generate), api_key))
     serving = [
-        Route("/generate", tgi.generate, methods=["POST"], middleware=key),
-        Route("/generate_stream", tgi.generate_stream, methods=["POST"], middleware=key),
-        Route("/v1/chat/completions", openai.chat_completions, methods=["POST"], middleware=key),
+        Route("/generate", tgi.generate, methods=["POST"], middleware=keyed),
+        Route("/generate_stream", tgi.generate_stream, methods=["POST"], middleware=keyed),
+        Route("/v1/chat/completions", openai.chat_completions, methods=["POST"], middleware=keyed),
+        Route("/v1/completions", completions.completions, methods=["POST"], middleware=keyed),
+        Route("/invocations", platforms.invocations, methods=["POST"], middleware=keyed),
+        Route("/vertex", platforms.vertex, methods=["POST"], middleware=keyed),
+        Route("/tokenize", tokens.tokenize, methods=["POST"], middleware=keyed),
+        Route("/chat_tokenize", tokens.chat_tokenize, methods=["POST"], middleware=logged),
         Route("/v1/models", openai.list_models),
         Route("/info", ops.info),
     ]
@@ -83,6 +96,10 @@ def _routes(api_key: str) -> list[BaseRoute]:
         Route("/livez", ops.live),
         Route("/readyz", ops.health),
         Route("/metrics", ops.metrics),
+        Route("/docs", openapi.to_docs),
+        Route("/docs/", openapi.docs),
+        Route("/api-doc/openapi.json", openapi.openapi),
+        *admin.routes(),
         Route("/models", models.list_models),
         Route("/models/events", models.events),
         Route("/models/{rest:path}", models.ModelRoutes(Router(of_a_model, redirect_slashes=False))),

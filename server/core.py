@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.protocol import SamplingParams
+from models.protocol import Grammar, SamplingParams
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
@@ -15,6 +15,7 @@ class Request:
     """One validated generation, ready for the scheduler.
 
     `prompt` are the token ids after truncation; `text` is what was tokenised. `seed` is None when greedy.
+    `prompt_logprobs` asks for Finish.prompt.
     """
 
     model: str
@@ -24,11 +25,13 @@ class Request:
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    grammar: Grammar | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A generated token as the wire shows it: `text` is the text it completes, "" inside a split character."""
+    """A token as the wire shows it: `text` is the text it completes, "" inside a split character."""
 
     id: int
     text: str
@@ -38,11 +41,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of a sequence. `text` is the whole answer without special tokens, stop string kept."""
+    """The end of a sequence. `text` is the whole answer without special tokens, stop string kept.
+
+    `prompt` are the prompt's tokens, the first with the logprob NaN; empty unless they were asked for and the backend
+    scores prompts.
+    """
 
     reason: FinishReason
     text: str
     generated_tokens: int
+    prompt: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +88,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a model's requests are validated against (wire contract, sections 4 and 8)."""
+    """What a model's requests are validated against (wire contract, sections 4 and 8).
+
+    `device_sampling`: the device draws the tokens, which rules out whatever needs their scores on the host.
+    """
 
     max_input_tokens: int
     max_total_tokens: int
-    max_best_of: int = 1
+    max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     max_client_batch_size: int = 4
     max_concurrent_requests: int = 128
-    grammar: bool = False
+    grammar: bool = True
+    device_sampling: bool = False

@@ -41,13 +41,14 @@ class LimitSettings(_Section, frozen=True):
     """What requests may ask for; 0 for a token limit means: as much as the model's slots hold."""
 
     max_concurrent_requests: Count = 128
-    max_best_of: Count = 1
+    max_best_of: Count = 2
     max_stop_sequences: CountOrNone = 4
     max_top_n_tokens: CountOrNone = 5
     max_client_batch_size: Count = 4
     max_input_tokens: CountOrNone = 0
     max_total_tokens: CountOrNone = 0
     validation_workers: Count = 2
+    grammar: bool = True
 
 
 class WorkerSettings(_Section, frozen=True):
@@ -71,7 +72,10 @@ class SchedulerSettings(_Section, frozen=True):
 
 
 class SwapSettings(_Section, frozen=True):
-    """The exchange of models; times in seconds (docs/architecture.md, Exchanging models)."""
+    """The exchange of models; times in seconds (docs/architecture.md, Exchanging models).
+
+    `residents`: how many models may be on the device at once, each with a worker of its own.
+    """
 
     on_request: bool = True
     strict_names: bool = False
@@ -79,15 +83,20 @@ class SwapSettings(_Section, frozen=True):
     min_resident: Seconds = 10.0
     turn_after: PositiveSeconds = 60.0
     give_up: PositiveSeconds = 600.0
+    residents: Count = 1
 
 
 class ModelSettings(_Section, frozen=True):
-    """One servable model: `path` is a checkpoint directory with config.json and tokenizer.json."""
+    """One servable model: `path` is a checkpoint directory with config.json and tokenizer.json.
+
+    `pinned`: no request for another model moves it off the device, only activate and unload do.
+    """
 
     id: Text
     path: Text
     family: str = "auto"
     python: str = ""
+    pinned: bool = False
     max_input_tokens: CountOrNone = 0
     max_total_tokens: CountOrNone = 0
     device: DeviceOptions = CpuOptions()

@@ -20,6 +20,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="run the simulations with this one seed")
+
+
 @dataclass
 class Server:
     """A running `neuronx-serve serve`."""

@@ -39,6 +39,18 @@ class PrefillToken(msgspec.Struct, frozen=True):
     logprob: float | None
 
 
+class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of best_of that did not win."""
+
+    generated_text: str
+    finish_reason: core.FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: Sequence[PrefillToken] = ()
+    tokens: Sequence[Token]
+    top_tokens: Sequence[Sequence[Token]] | UnsetType = UNSET
+
+
 class Details(msgspec.Struct, frozen=True, kw_only=True):
     """`details` of a plain native answer."""
 
@@ -48,6 +60,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     prefill: Sequence[PrefillToken] = ()
     tokens: Sequence[Token]
     top_tokens: Sequence[Sequence[Token]] | UnsetType = UNSET
+    best_of_sequences: Sequence[BestOfSequence] | UnsetType = UNSET
 
 
 class GenerateResponse(msgspec.Struct, frozen=True):
@@ -124,11 +137,50 @@ class TextMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str
 
 
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """The function a model calls; `arguments` is JSON text."""
+
+    description: str | None = None
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call in a plain chat answer."""
+
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """A piece of a call: the name comes with the first, the arguments' texts concatenate."""
+
+    name: str | None
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a call in a chat event."""
+
+    index: int = 0
+    id: str
+    type: str = "function"
+    function: FunctionDelta
+
+
+class ToolMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that calls a tool, whole or a piece of it; it has no content."""
+
+    role: str = "assistant"
+    tool_calls: Sequence[ToolCall] | Sequence[ToolCallDelta]
+
+
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice of a plain chat answer."""
 
     index: int = 0
-    message: TextMessage
+    message: TextMessage | ToolMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
 
@@ -137,7 +189,7 @@ class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice of a chat event."""
 
     index: int = 0
-    delta: TextMessage
+    delta: TextMessage | ToolMessage
     logprobs: ChatLogprobs | None
     finish_reason: str | None
 
@@ -174,6 +226,39 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one prompt, whole or one token of it; `finish_reason` is "" until the last."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str
+
+
+class CompletionFinal(msgspec.Struct, frozen=True, kw_only=True):
+    """A plain answer of /v1/completions."""
+
+    object: str = "text_completion"
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: Sequence[CompletionChoice]
+    usage: Usage
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of /v1/completions."""
+
+    object: str = "text_completion"
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: Sequence[CompletionChoice]
+    usage: Usage | None = None
+
+
 def wire_logprob(logprob: float) -> float | None:
     """The shortest number that is this float32, as Rust prints it; None when it is not finite."""
     if not math.isfinite(logprob) or abs(logprob) > _FLOAT32_MAX:
@@ -192,6 +277,11 @@ def wire_token(token: core.Token) -> Token:
 def wire_tokens(tokens: Sequence[core.Token]) -> list[Token]:
     """Several of them."""
     return [wire_token(token) for token in tokens]
+
+
+def wire_prefill(tokens: Sequence[core.Token]) -> list[PrefillToken]:
+    """The tokens of a prompt."""
+    return [PrefillToken(token.id, token.text, wire_logprob(token.logprob)) for token in tokens]
 
 
 def wire_usage(usage: core.Usage) -> Usage:

@@ -1,17 +1,84 @@
-"""uvicorn's HTTP protocol with one more promise: an app can drop a connection whose reader has stalled.
+"""uvicorn's HTTP protocol with two more promises.
 
-Closing such a connection politely waits for the reader; scope["extensions"]["connection"]["abort"] does not.
+An app can drop a connection whose reader has stalled: closing it politely waits for the reader,
+scope["extensions"]["connection"]["abort"] does not.
+
+A client that half-closes, as `nc -N` does, still gets its answer, and one that is gone is still noticed at once. Both
+look the same until something is sent: so the next bytes of the answer that are certain are sent early (the first of
+the status line, or of a stream the comment in ["idle"]), and a client that is gone refuses them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from typing import Any
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+STATUS_LINE = b"HTTP/1.1 "
+FIRST_LOOK_S = 0.02
+NEXT_LOOK_S = 0.5
+_TCP_INFO = getattr(socket, "TCP_INFO", None)  # Linux; elsewhere a half-closed connection is closed
+_TCP_CLOSE = 7
 
 
 class Connection(HttpToolsProtocol):
     """To be given to uvicorn.Config as `http`."""
 
+    _half_closed = False
+
     def on_message_begin(self) -> None:
-        """A request begins: its scope learns to drop the connection."""
+        """A request begins: its scope learns to drop the connection, and may say what a silent stream sends."""
         super().on_message_begin()
         self.scope["extensions"] = {"connection": {"abort": self.transport.abort}}
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. True keeps the connection open for the answer that is under way."""
+        cycle = self.cycle
+        if _TCP_INFO is None or cycle is None or cycle.response_complete or cycle.more_body:
+            return None
+        self._half_closed = True
+        if not cycle.response_started:
+            self.transport.write(STATUS_LINE)
+            cycle.transport = _Begun(self.transport)  # type: ignore[assignment]
+        elif cycle.chunked_encoding:
+            extensions: dict[str, Any] = cycle.scope["extensions"]
+            idle: bytes = extensions["connection"].get("idle", b"")
+            if idle:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(idle), idle))
+        asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._look)
+        return True
+
+    def on_response_complete(self) -> None:
+        """An answer is sent; behind the last one to a client that sends no more, the connection is closed."""
+        super().on_response_complete()
+        if self._half_closed and self.cycle.response_complete and not self.pipeline:
+            self.transport.close()
+
+    def _look(self) -> None:
+        """Drop the connection if the client has refused what was sent, else look again later."""
+        if self.transport.is_closing():
+            return
+        peer = self.transport.get_extra_info("socket")
+        if peer.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _TCP_CLOSE:
+            self.transport.abort()
+        else:
+            asyncio.get_running_loop().call_later(NEXT_LOOK_S, self._look)
+
+
+class _Begun:
+    """A transport on which the first bytes of the next write were sent already."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._sent = STATUS_LINE
+
+    def write(self, data: bytes) -> None:
+        """Write what of `data` is not sent yet."""
+        assert data.startswith(self._sent), "every answer of uvicorn begins with the same status line"
+        data, self._sent = data[len(self._sent) :], b""
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

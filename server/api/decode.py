@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -32,9 +32,13 @@ class Width:
 
 @dataclass(frozen=True, slots=True)
 class ReadBy:
-    """A field with a shape of its own: `read(value, path)` returns it, or raises Mismatch."""
+    """A field with a shape of its own: `read(value, path)` returns it, or raises Mismatch.
+
+    `wire` is the annotation that documents what it reads, where that is not the annotation of the field.
+    """
 
     read: Reader
+    wire: Any = None
 
 
 I32 = Annotated[int, Width("i32", -(2**31), 2**31 - 1)]
@@ -69,6 +73,33 @@ def decode(body: bytes, kind: type[T]) -> T:
         where = f"{error.path}: " if error.path else ""
         raise WrongType(f"{where}{error.reason} at {end_of(body)}") from None
     return value
+
+
+def decode_first(body: bytes, kinds: Sequence[type[Body]], enum: str) -> Body:
+    """`body` as the first of `kinds` that it fits: serde's untagged `enum`."""
+    tree = parse_json(body)
+    try:
+        value: Body = _first_of(kinds, enum)(tree, "")
+    except Mismatch as error:
+        raise WrongType(error.reason) from None
+    return value
+
+
+def first_of(*kinds: type[Body], enum: str) -> ReadBy:
+    """A field that is read as the first of `kinds` which it fits."""
+    return ReadBy(_first_of(kinds, enum))
+
+
+def _first_of(kinds: Sequence[type[Body]], enum: str) -> Reader:
+    def read(value: Any, path: str) -> Any:
+        for kind in kinds:
+            try:
+                return reader_of(kind)(value, path)
+            except Mismatch:
+                continue
+        raise Mismatch(path, f"data did not match any variant of untagged enum {enum}")
+
+    return read
 
 
 def reader_of(kind: Any) -> Reader:

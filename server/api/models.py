@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 import msgspec
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -77,9 +76,9 @@ async def activate(request: Request) -> Response:
     """
     service, model = _admin(request)
     registry = service.registry
+    registry.activate(model)
     if registry.entry(model).state == "available":
         return json_response(registry.entry(model))
-    registry.activate(model)
     if request.query_params.get("wait") != "true":
         return json_response(registry.entry(model), 202)
     await unless_gone(request.receive, registry.settled(model))
@@ -90,9 +89,8 @@ async def activate(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """POST /models/{id}/unload: drain it, or cancel its staging or loading; 202 at once."""
     service, model = _admin(request)
-    response = json_response(service.registry.entry(model), 202)
-    response.background = BackgroundTask(service.registry.unload, model)
-    return response
+    service.registry.unload(model)
+    return json_response(service.registry.entry(model), 202)
 
 
 async def events(request: Request) -> ASGIApp:

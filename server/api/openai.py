@@ -1,14 +1,12 @@
-"""OpenAI's routes as TGI speaks them: POST /v1/chat/completions, GET /v1/models (wire contract, sections 7 and 11)."""
+"""OpenAI's routes: GET /v1/models, POST /v1/chat/completions (wire contract, sections 8, 11 and 12).
+
+Which way a chat goes is decided here: chat.py answers in words, tool_calls.py with a call. /v1/completions has a
+module of its own.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -16,34 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import core
-from server.api.answers import (
-    ChatChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatError,
-    ChatErrorEvent,
-    ChatLogprob,
-    ChatLogprobs,
-    ChunkChoice,
-    TextMessage,
-    TopLogprob,
-    Usage,
-    encode,
-    wire_logprob,
-    wire_usage,
-)
-from server.api.call import Call, Held, refusals_counted
-from server.api.respond import event_stream, json_response, plain_answer
-from server.api.schema import ChatRequest, GenerateParameters
-from server.api.service import TGI_VERSION, Service, read, service_of
-from server.api.sse import DONE, event
-from server.api.validation import Wanted
-from server.errors import IncompleteGeneration, ServeError, ToolError, UnknownModel
+from server.api.call import Account, Held
+from server.api.chat import Asked, answer_text
+from server.api.line import line_of
+from server.api.respond import json_response
+from server.api.schema import ChatRequest
+from server.api.service import Service, read, service_of
+from server.api.tool_calls import answer_tool_chat, offer_of
+from server.errors import UnknownModel
 from server.swap.model import Model
-
-log = logging.getLogger(__name__)
-
-FINGERPRINT = f"{TGI_VERSION}-native"
 
 
 class Provider(msgspec.Struct, frozen=True):
@@ -107,145 +86,18 @@ def _serving(state: str, active: bool) -> str:
     return f"{state}, swaps in on first use" if state == "unloaded" else state
 
 
-# --- POST /v1/chat/completions
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A chat request on its way, with what every piece of its answer repeats."""
-
-    body: ChatRequest
-    call: Call
-    id: str
-    created: int
-    model: str
-
-
 async def chat_completions(request: Request) -> Held:
     """POST /v1/chat/completions. Errors of the template and of tools come as HTTP statuses even with `stream`."""
     timings = core.Timings(time.monotonic())
-    body = await read(request, ChatRequest)
+    return await answer_chat(request, await read(request, ChatRequest), timings)
+
+
+async def answer_chat(request: Request, body: ChatRequest, timings: core.Timings) -> Held:
+    """The answer to a body that was read before."""
     service = service_of(request)
     model = service.model_for(request, body.model)
-    with refusals_counted(service.metrics):
-        _check_tools(body)
-        prompt = await _render(service, model, body)
-    call = Call(
-        service=service,
-        model=model,
-        wanted=Wanted(prompt, _parameters(body), body.presence_penalty or 0.0),
-        add_special_tokens=False,
-        stream=body.stream,
-        timings=timings,
-    )
-    name = body.model if body.model and body.model != "tgi" else model.id
-    chat = Chat(body, call, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), name)
-    if body.stream:
-        return event_stream(call, _events(chat))
-    return await plain_answer(request, call, lambda _, outputs: _completion(chat, outputs))
-
-
-def _check_tools(body: ChatRequest) -> None:
-    if not body.tools:
-        return
-    if body.response_format is not None:
-        raise ToolError("Grammar and tools are mutually exclusive")
-    if body.tool_choice != "none":
-        raise ToolError('tools are not available on this server yet: leave out `tools`, or set `tool_choice` to "none"')
-
-
-async def _render(service: Service, model: Model, body: ChatRequest) -> str:
-    text = await model.text()
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(service.threads, text.template.render, body.messages)
-
-
-def _parameters(body: ChatRequest) -> GenerateParameters:
-    """The native parameters that mean the same. Temperature 0 is greedy whatever the filters say; top_p 1 is none."""
-    greedy = body.temperature == 0
-    return GenerateParameters(
-        do_sample=not greedy,
-        temperature=None if greedy else body.temperature,
-        top_p=None if greedy or body.top_p == 1 else body.top_p,
-        frequency_penalty=body.frequency_penalty,
-        max_new_tokens=body.max_tokens,
-        stop=body.stop or (),
-        seed=body.seed,
-        top_n_tokens=body.top_logprobs,
-        grammar=body.response_format,
-    )
-
-
-def _finish_reason(finish: core.Finish) -> str:
-    return "stop" if finish.reason == "eos_token" else finish.reason
-
-
-def _usage(chat: Chat, finish: core.Finish) -> Usage:
-    return wire_usage(core.Usage(len(chat.call.admitted.prompt), finish.generated_tokens))
-
-
-def _logprobs(chat: Chat, outputs: list[core.Output]) -> ChatLogprobs | None:
-    if not chat.body.logprobs:
-        return None
-    return ChatLogprobs(
-        [
-            ChatLogprob(
-                output.token.text,
-                wire_logprob(output.token.logprob),
-                [TopLogprob(top.text, wire_logprob(top.logprob)) for top in output.top_tokens],
-            )
-            for output in outputs
-        ]
-    )
-
-
-def _completion(chat: Chat, outputs: list[core.Output]) -> ChatCompletion:
-    finish = outputs[-1].finish
-    assert finish is not None, "outputs end with a finished one"
-    choice = ChatChoice(
-        message=TextMessage(content=finish.text),
-        logprobs=_logprobs(chat, outputs),
-        finish_reason=_finish_reason(finish),
-    )
-    return ChatCompletion(
-        id=chat.id,
-        created=chat.created,
-        model=chat.model,
-        system_fingerprint=FINGERPRINT,
-        choices=[choice],
-        usage=_usage(chat, finish),
-    )
-
-
-async def _events(chat: Chat) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(chat.call.outputs()) as outputs:
-            async for output in outputs:
-                yield event(encode(_chunk(chat, [_choice(chat, output)])))
-                if output.finish and chat.body.stream_options.include_usage:
-                    yield event(encode(_chunk(chat, [], _usage(chat, output.finish))))
-    except ServeError as error:
-        yield event(encode(ChatErrorEvent(ChatError(error.stream_text))))
-    except Exception:
-        log.exception("a chat stream was cut off by a bug")
-        yield event(encode(ChatErrorEvent(ChatError(IncompleteGeneration().stream_text))))
-    yield DONE
-
-
-def _choice(chat: Chat, output: core.Output) -> ChunkChoice:
-    return ChunkChoice(
-        delta=TextMessage(content="" if output.token.special else output.token.text),
-        logprobs=_logprobs(chat, [output]),
-        finish_reason=_finish_reason(output.finish) if output.finish else None,
-    )
-
-
-def _chunk(chat: Chat, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-    return ChatCompletionChunk(
-        id=chat.id,
-        created=chat.created,
-        model=chat.model,
-        system_fingerprint=FINGERPRINT,
-        choices=choices,
-        usage=usage,
-    )
+    account = Account(service.metrics, line_of(request), model)
+    with account.sequence():
+        offered = offer_of(body, model)
+    asked = Asked(service, model, body, timings, account)
+    return await (answer_text(request, asked) if offered is None else answer_tool_chat(request, asked, offered))

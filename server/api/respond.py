@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answers import ErrorResponse, encode
-from server.api.call import Call, Held, refusals_counted, unless_gone
+from server.api.call import Call, Held, unless_gone
 from server.api.sse import EventStream
 from server.core import Output
 from server.errors import BodyError, IncompleteGeneration, ServeError, Unavailable
@@ -57,12 +58,13 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-def event_stream(call: Call, events: AsyncGenerator[bytes, None]) -> Held:
-    """The stream of a generation: 200 and headers at once, the permit held until the end.
+def event_stream(calls: Sequence[Call], events: AsyncGenerator[bytes, None]) -> Held:
+    """The stream of a request's sequences: 200 and headers at once, the permits held until the end.
 
-    Unavailable is a real 503 where it is known from the start: clients may then go elsewhere.
+    The calls share one `held`. Unavailable is a real 503 where it is known from the start: clients may go elsewhere.
     """
-    with refusals_counted(call.service.metrics):
+    call = calls[0]
+    with call.account.sequence():
         call.service.registry.check(call.model)
     server = call.service.settings.server
     stream = EventStream(
@@ -70,38 +72,55 @@ def event_stream(call: Call, events: AsyncGenerator[bytes, None]) -> Held:
         keepalive_s=server.keepalive_interval,
         write_timeout_s=server.write_timeout,
         headers={
-            "x-compute-type": call.service.settings.server.compute_type,
-            "x-compute-characters": str(len(call.wanted.inputs)),
+            "x-compute-type": server.compute_type,
+            "x-compute-characters": str(sum(len(each.wanted.inputs) for each in calls)),
         },
     )
     return Held(stream, call.held)
 
 
 async def plain_answer(request: Request, call: Call, answer: Callable[[Call, list[Output]], Any]) -> Held:
-    """All outputs as one JSON answer with TGI's headers; the sequence is cancelled when the client disconnects."""
-    with call.held:
-        outputs = await unless_gone(request.receive, call.collect())
-        response = json_response(answer(call, outputs), headers=_measurements(call, len(outputs)))
-        return Held(response, call.held.pop_all())
+    """All outputs of one sequence as one JSON answer with TGI's headers."""
+
+    async def collected() -> Response:
+        outputs = await call.collect()
+        return json_response(answer(call, outputs), headers=measurements(call, len(outputs)))
+
+    return await held_answer(request, call.held, collected())
 
 
-def _measurements(call: Call, generated: int) -> dict[str, str]:
+async def held_answer(request: Request, held: ExitStack, work: Awaitable[Response]) -> Held:
+    """The response that `work` makes, the permits held until its end; cancelled when the client disconnects."""
+    with held:
+        response = await unless_gone(request.receive, work)
+        return Held(response, held.pop_all())
+
+
+def measurements(call: Call, generated: int) -> dict[str, str]:
+    """TGI's headers of a plain answer."""
+    total = time.monotonic() - call.timings.arrived
+    headers = {"x-compute-type": call.service.settings.server.compute_type, "x-compute-time": f"{total:.9f}"}
+    return headers | {name: str(int(value)) for name, value in _amounts(call, generated).items()}
+
+
+def summed_measurements(calls: Sequence[tuple[Call, int]]) -> dict[str, str]:
+    """The same over several sequences, each with its generated tokens; without x-compute-time, as in TGI."""
+    amounts = [_amounts(call, generated) for call, generated in calls]
+    headers = {"x-compute-type": calls[0][0].service.settings.server.compute_type}
+    return headers | {name: str(int(sum(each[name] for each in amounts))) for name in amounts[0]}
+
+
+def _amounts(call: Call, generated: int) -> dict[str, float]:
+    """Characters, milliseconds and tokens by header."""
     timings, request = call.timings, call.admitted
-    total = time.monotonic() - timings.arrived
-    inference = timings.ended - timings.started
+    inference = 1000 * (timings.ended - timings.started)
     return {
-        "x-compute-type": call.service.settings.server.compute_type,
-        "x-compute-time": f"{total:.9f}",
-        "x-compute-characters": str(len(request.text)),
-        "x-total-time": _milliseconds(total),
-        "x-validation-time": _milliseconds(timings.validated - timings.arrived),
-        "x-queue-time": _milliseconds(timings.started - timings.validated),
-        "x-inference-time": _milliseconds(inference),
-        "x-time-per-token": _milliseconds(inference / generated),
-        "x-prompt-tokens": str(len(request.prompt)),
-        "x-generated-tokens": str(generated),
+        "x-compute-characters": len(request.text),
+        "x-total-time": 1000 * (time.monotonic() - timings.arrived),
+        "x-validation-time": 1000 * (timings.validated - timings.arrived),
+        "x-queue-time": 1000 * (timings.started - timings.validated),
+        "x-inference-time": inference,
+        "x-time-per-token": inference / generated,
+        "x-prompt-tokens": len(request.prompt),
+        "x-generated-tokens": generated,
     }
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(int(seconds * 1000))

@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from server.api.decode import I32, U32, U64, USIZE, Body, ReadBy
-from server.api.shapes import Grammar, read_grammar, read_message, read_response_format, read_stop, read_tool_choice
+from server.api.decode import I32, U32, U64, USIZE, Body, ReadBy, first_of
+from server.api.shapes import (
+    Grammar,
+    GrammarType,
+    ToolChoice,
+    read_grammar,
+    read_message,
+    read_prompt,
+    read_response_format,
+    read_stop,
+    read_tool_choice,
+)
 from server.text.messages import Message
 
 
@@ -32,7 +42,7 @@ class GenerateParameters(Body, frozen=True, kw_only=True):
     decoder_input_details: bool = False
     seed: U64 | None = None
     top_n_tokens: U32 | None = None
-    grammar: Annotated[Grammar, ReadBy(read_grammar)] | None = None
+    grammar: Annotated[Grammar, ReadBy(read_grammar, GrammarType)] | None = None
     adapter_id: str | None = None
     model: Any = None
 
@@ -52,6 +62,23 @@ class CompatGenerateRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /: the same, and the body says whether to stream."""
 
     stream: bool = False
+
+
+class CompletionRequest(Body, frozen=True, kw_only=True):
+    """POST /v1/completions. Fields that are not here (echo, n, best_of, logprobs ..) have no effect."""
+
+    prompt: Annotated[tuple[str, ...], ReadBy(read_prompt, str | tuple[str, ...])]
+    model: str | None = None
+    max_tokens: U32 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: Annotated[tuple[str, ...] | None, ReadBy(read_stop, str | tuple[str, ...] | None)] = None
+    seed: U64 | None = None
+    stream: bool = False
+    suffix: str | None = None
 
 
 class StreamOptions(Body, frozen=True, kw_only=True):
@@ -89,17 +116,39 @@ class ChatRequest(Body, frozen=True, kw_only=True):
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    stop: Annotated[tuple[str, ...] | None, ReadBy(read_stop)] = None
+    stop: Annotated[tuple[str, ...] | None, ReadBy(read_stop, str | tuple[str, ...] | None)] = None
     seed: U64 | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     logprobs: bool | None = None
     top_logprobs: U32 | None = None
     tools: tuple[Tool, ...] | None = None
-    tool_choice: Annotated[str | None, ReadBy(read_tool_choice)] = None
+    tool_choice: Annotated[str | None, ReadBy(read_tool_choice, ToolChoice | None)] = None
     tool_prompt: str | None = None
-    response_format: Annotated[Grammar | None, ReadBy(read_response_format)] = None
+    response_format: Annotated[Grammar | None, ReadBy(read_response_format, GrammarType | None)] = None
 
     @classmethod
     def aliases(cls) -> dict[str, str]:
         return {"max_completion_tokens": "max_tokens"}
+
+
+# POST /invocations.
+SagemakerRequest = CompatGenerateRequest | ChatRequest | CompletionRequest
+
+
+class GenerateVertexInstance(Body, frozen=True, kw_only=True):
+    """A text to continue; of `parameters`, max_new_tokens and seed alone are used."""
+
+    inputs: str
+    parameters: GenerateParameters | None = None
+
+
+VertexInstance = GenerateVertexInstance | ChatRequest
+
+
+class VertexRequest(Body, frozen=True, kw_only=True):
+    """POST /vertex."""
+
+    instances: tuple[
+        Annotated[VertexInstance, first_of(GenerateVertexInstance, ChatRequest, enum="VertexInstance")], ...
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from starlette.requests import Request
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from server.api.body import check_content_type, read_body
 from server.api.decode import decode
 from server.errors import UnknownModel
+from server.observe.logs import RecentLines
 from server.observe.metrics import Metrics
 from server.settings import Settings
 from server.swap.model import Model
@@ -24,12 +25,14 @@ TGI_VERSION = "3.3.6-dev0"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The parts behind the routes. `threads` tokenise and render templates, off the event loop."""
+    """The parts behind the routes. `threads` tokenise and render templates, off the event loop; `recent` is the end of
+    the log."""
 
     settings: Settings
     registry: Registry
     metrics: Metrics
     threads: ThreadPoolExecutor
+    recent: RecentLines = field(default_factory=RecentLines)
 
     def model_for(self, request: Request, name: object = None) -> Model:
         """The model that a request means: by path, by ?model=, by `name` in its body; else the active one.
@@ -56,6 +59,10 @@ def service_of(request: Request) -> Service:
 
 async def read(request: Request, kind: type[T]) -> T:
     """The request's body as `kind`; BodyError when it is not."""
+    return decode(await read_json(request), kind)
+
+
+async def read_json(request: Request) -> bytes:
+    """The bytes of a body that says it is JSON; BodyError when it does not, or is too large."""
     check_content_type(request.headers)
-    limit = service_of(request).settings.server.payload_limit
-    return decode(await read_body(request.headers, request.receive, limit), kind)
+    return await read_body(request.headers, request.receive, service_of(request).settings.server.payload_limit)

@@ -5,7 +5,7 @@ Each reader takes a JSON value and its path, as those of decode.py do, and raise
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,10 +16,34 @@ _GRAMMAR_TYPES = ("json", "regex", "json_schema")
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """A constraint on the output; `value` is a schema, a regex, or null where OpenAI's form has none."""
+    """A constraint on the output. `value`: of "regex" the text; of "json" the schema or its text; of "json_schema" an
+    object whose `schema` it is. "json_object" has none: any object will do (OpenAI's form)."""
 
     type: str
     value: Any
+
+
+class GrammarType(msgspec.Struct, frozen=True):
+    """A grammar as a request writes it; "json_object" is another name of "json"."""
+
+    type: Literal["json", "regex", "json_schema", "json_object"]
+    value: Any
+
+
+class FunctionName(msgspec.Struct, frozen=True):
+    """The function that is to be called."""
+
+    name: str
+
+
+class NamedFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's way to name it."""
+
+    type: str = "function"
+    function: FunctionName
+
+
+ToolChoice = str | NamedFunction
 
 
 def read_grammar(value: Any, path: str) -> Grammar:
@@ -32,6 +56,8 @@ def read_grammar(value: Any, path: str) -> Grammar:
     inside = _required(members, "value", path)
     if kind == "regex":
         inside = reader_of(str)(inside, child(path, "value"))
+    elif kind == "json_schema":
+        inside = _with_schema(inside, child(path, "value"))
     return Grammar("json" if kind == "json_object" else kind, inside)
 
 
@@ -44,10 +70,23 @@ def read_response_format(value: Any, path: str) -> Grammar | None:
     if kind == "text":
         return None
     if kind == "json_schema" and "value" not in members and "json_schema" in members:
-        return Grammar("json_schema", members["json_schema"])
+        return Grammar("json_schema", _with_schema(members["json_schema"], child(path, "json_schema")))
     if kind == "json_object" and "value" not in members:
-        return Grammar("json", None)
+        return Grammar("json_object", None)
     return read_grammar(value, path)
+
+
+def read_prompt(value: Any, path: str) -> tuple[str, ...]:
+    """A text, or several, at least one; tokens are none."""
+    if isinstance(value, str):
+        return (value,)
+    try:
+        prompts: tuple[str, ...] = reader_of(tuple[str, ...])(value, path)
+    except Mismatch:
+        raise Mismatch(path, "data did not match any variant of untagged enum PromptDeserializer") from None
+    if not prompts:
+        raise Mismatch(path, "Empty array detected. Do not use an empty array for the prompt.")
+    return prompts
 
 
 def read_stop(value: Any, path: str) -> tuple[str, ...] | None:
@@ -84,6 +123,12 @@ def read_message(value: Any, path: str) -> Message:
     if message is None or (message.content is None and message.tool_calls is None):
         raise Mismatch(path, "data did not match any variant of untagged enum MessageBody")
     return message
+
+
+def _with_schema(value: Any, path: str) -> dict[str, Any]:
+    members = _members(value, path, "struct JsonSchemaConfig")
+    _required(members, "schema", path)
+    return members
 
 
 def _members(value: Any, path: str, expected: str) -> dict[str, Any]:

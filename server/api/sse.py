@@ -121,6 +121,7 @@ class EventStream(EventSourceResponse):
         del self.headers["connection"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.get("extensions", {}).get("connection", {})["idle"] = KEEPALIVE
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:

@@ -7,21 +7,25 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 
 from server import core
 from server.api.answers import (
+    BestOfSequence,
     Details,
     ErrorResponse,
     GenerateResponse,
     StreamDetails,
     StreamResponse,
+    Token,
     encode,
+    wire_prefill,
     wire_token,
     wire_tokens,
 )
-from server.api.call import Call, Held
+from server.api.call import Account, Call, Held, Run
+from server.api.line import line_of
 from server.api.respond import event_stream, plain_answer
 from server.api.schema import CompatGenerateRequest, GenerateRequest
 from server.api.service import read, service_of
@@ -49,7 +53,11 @@ async def generate_stream(request: Request) -> Held:
 async def compat_generate(request: Request) -> Held:
     """POST /: as /generate in an array of one, or as /generate_stream; the full text unless told otherwise."""
     timings = core.Timings(time.monotonic())
-    body = await read(request, CompatGenerateRequest)
+    return await answer_compat(request, await read(request, CompatGenerateRequest), timings)
+
+
+async def answer_compat(request: Request, body: CompatGenerateRequest, timings: core.Timings) -> Held:
+    """The answer of POST /, to a body that was read before."""
     call = _call(request, body, timings, stream=body.stream)
     if body.stream:
         return _stream(call, full_text_default=True)
@@ -58,13 +66,15 @@ async def compat_generate(request: Request) -> Held:
 
 def _call(request: Request, body: GenerateRequest, timings: core.Timings, *, stream: bool) -> Call:
     service = service_of(request)
+    model = service.model_for(request, body.parameters.model)
     return Call(
         service=service,
-        model=service.model_for(request, body.parameters.model),
+        model=model,
         wanted=Wanted(body.inputs, body.parameters),
         add_special_tokens=True,
         stream=stream,
         timings=timings,
+        account=Account(service.metrics, line_of(request), model, sequences=body.parameters.best_of or 1),
     )
 
 
@@ -89,21 +99,43 @@ def _answer(call: Call, outputs: list[core.Output], full_text_default: bool = Fa
     parameters = call.wanted.parameters
     if not (parameters.details or parameters.decoder_input_details):
         return GenerateResponse(text)
+    others = [_other(call, run, full_text_default) for run in call.others]
     details = Details(
         finish_reason=finish.reason,
         generated_tokens=finish.generated_tokens,
         seed=call.admitted.seed,
+        prefill=wire_prefill(finish.prompt),
         tokens=[wire_token(output.token) for output in outputs],
-        top_tokens=[wire_tokens(output.top_tokens) for output in outputs] if parameters.top_n_tokens else UNSET,
+        top_tokens=_top_tokens(call, outputs),
+        best_of_sequences=others or UNSET,
     )
     return GenerateResponse(text, details)
+
+
+def _other(call: Call, run: Run, full_text_default: bool) -> BestOfSequence:
+    finish = _finish(run.outputs)
+    return BestOfSequence(
+        generated_text=_generated_text(call, finish, full_text_default),
+        finish_reason=finish.reason,
+        generated_tokens=finish.generated_tokens,
+        seed=run.request.seed,
+        prefill=wire_prefill(finish.prompt),
+        tokens=[wire_token(output.token) for output in run.outputs],
+        top_tokens=_top_tokens(call, run.outputs),
+    )
+
+
+def _top_tokens(call: Call, outputs: list[core.Output]) -> list[list[Token]] | UnsetType:
+    if not call.wanted.parameters.top_n_tokens:
+        return UNSET
+    return [wire_tokens(output.top_tokens) for output in outputs]
 
 
 # --- streamed
 
 
 def _stream(call: Call, full_text_default: bool = False) -> Held:
-    return event_stream(call, _events(call, full_text_default))
+    return event_stream([call], _events(call, full_text_default))
 
 
 async def _events(call: Call, full_text_default: bool) -> AsyncGenerator[bytes, None]:

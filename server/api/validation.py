@@ -6,11 +6,13 @@ Pure: limits and parameters in, ValidationError or the pieces of a core.Request 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from models.protocol import SamplingParams
 from server.api.schema import GenerateParameters
-from server.core import Limits
+from server.core import Limits, Request
 from server.errors import ValidationError
 
 # What TGI's own slices are long: `max_new_tokens` counts as at most this when the length is checked (section 5).
@@ -19,11 +21,12 @@ SLICE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A native or a chat request in one shape. `presence_penalty` exists on chat alone."""
+    """A native or a chat request in one shape. `presence_penalty` and `logprobs` exist on chat alone."""
 
     inputs: str
     parameters: GenerateParameters
     presence_penalty: float = 0.0
+    logprobs: bool = False
 
 
 def check_route(parameters: GenerateParameters, limits: Limits, *, stream: bool) -> None:
@@ -43,6 +46,8 @@ def check_route(parameters: GenerateParameters, limits: Limits, *, stream: bool)
 
 def check_parameters(wanted: Wanted, limits: Limits) -> None:
     """Rows 1 to 13: everything that needs no token."""
+    if limits.device_sampling:
+        _check_device_sampling(wanted)
     _check_sampling(wanted.parameters, wanted.presence_penalty)
     _check_limits(wanted.parameters, limits)
     if not wanted.inputs:
@@ -70,10 +75,16 @@ def max_new_tokens(parameters: GenerateParameters, prompt_tokens: int, limits: L
     return min(asked, room)
 
 
-def check_grammar(parameters: GenerateParameters, limits: Limits) -> None:
-    """Row 17."""
-    if parameters.grammar is not None and not limits.grammar:
+def check_grammar(limits: Limits) -> None:
+    """Row 17, of a request with a grammar; for the rows after it see grammar.py."""
+    if not limits.grammar:
         raise ValidationError("grammar is not supported")
+
+
+def with_another_seed(request: Request) -> Request:
+    """Another run of best_of; its seed is its own, so that it reproduces that run alone."""
+    seed = secrets.randbits(64)
+    return replace(request, seed=seed, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 
 
 def sampling_params(wanted: Wanted) -> SamplingParams:
@@ -95,6 +106,28 @@ def sampling_params(wanted: Wanted) -> SamplingParams:
         seed=seed if do_sample else 0,
         top_n_tokens=given.top_n_tokens or 0,
     )
+
+
+def _check_device_sampling(wanted: Wanted) -> None:
+    """No row of TGI's: a device that draws the tokens keeps their scores, and its random numbers have no seed."""
+    given = wanted.parameters
+    asked = {
+        "seed": given.seed is not None,
+        "best_of": given.best_of is not None and given.best_of > 1,
+        "top_n_tokens": bool(given.top_n_tokens),
+        "logprobs": wanted.logprobs,
+        "repetition_penalty": given.repetition_penalty not in (None, 1.0),
+        "frequency_penalty": bool(given.frequency_penalty),
+        "presence_penalty": bool(wanted.presence_penalty),
+        "typical_p": given.typical_p is not None,
+        "grammar": given.grammar is not None,
+    }
+    names = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
+    if names:
+        raise ValidationError(
+            f"{', '.join(names)} cannot be used with this model: its device draws the tokens itself "
+            '(sampling = "device" in the server\'s configuration)'
+        )
 
 
 def _check_sampling(given: GenerateParameters, presence_penalty: float) -> None:

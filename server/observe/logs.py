@@ -10,6 +10,7 @@ import logging
 import logging.handlers
 import queue
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -23,6 +24,7 @@ LEVELS = {
     "warn": logging.WARNING,
     "error": logging.ERROR,
 }
+RECENT = 200
 _OWN = ("server", "models")
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "taskName"}
 
@@ -71,6 +73,41 @@ class JsonLines(logging.Formatter):
         if record.exc_text:
             line["exception"] = record.exc_text
         return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class RecentLines(logging.Handler):
+    """Keeps the last lines in memory, for the admin page.
+
+    Of an exception only the type is kept: what it says may quote a prompt.
+    """
+
+    def __init__(self, most: int = RECENT) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque(maxlen=most)
+        self.setFormatter(TextLines())
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Keep what is logged until the block ends."""
+        logging.getLogger().addHandler(self)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's line; the oldest one goes when there are too many."""
+        kind = record.exc_info[0] if record.exc_info else None
+        bare = copy.copy(record)
+        bare.exc_info = bare.exc_text = None
+        try:
+            self._lines.append(self.format(bare) + (f" [{kind.__name__}: see the server's own log]" if kind else ""))
+        except Exception:
+            self.handleError(record)
+
+    def lines(self) -> list[str]:
+        """Oldest first."""
+        return list(self._lines)
 
 
 class _Sender(logging.handlers.QueueHandler):

@@ -65,9 +65,12 @@ class Metrics:
         """It was refused, failed, or lost its client (dropped)."""
         self._counter("tgi_request_failure", "Failed generation requests", ("err",)).labels(failure).inc()
 
-    def request_succeeded(self, request: Request, timings: Timings, generated_tokens: int) -> None:
-        """Its last token is here."""
+    def request_succeeded(self) -> None:
+        """The last token of all its sequences is here."""
         self._counter("tgi_request_success", "Successful generation requests").inc()
+
+    def sequence_finished(self, request: Request, timings: Timings, generated_tokens: int) -> None:
+        """The last token of a sequence is here."""
         inference = timings.ended - timings.started
         self._seconds("tgi_request_duration", timings.ended - timings.arrived)
         self._seconds("tgi_request_validation_duration", timings.validated - timings.arrived)
@@ -129,6 +132,10 @@ class Metrics:
     def slots(self, total: int) -> None:
         """Slots of the model that holds the device."""
         self._gauge("neuronx_serve_slots", "Slots of the model that holds the device").set(total)
+
+    def token_generated(self) -> None:
+        """A token was drawn for a sequence that wants it."""
+        self._counter("neuronx_serve_generated_tokens", "Tokens generated, as they are drawn").inc()
 
     def tokens_dropped(self, tokens: int = 1) -> None:
         """Tokens were drawn for sequences that had ended meanwhile."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import msgspec
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -42,6 +42,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ConfigurationError(f"{origin}: chat_template, line {error.lineno}: {error.message}") from error
         self._special = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+        self.uses_tools = source is not None and "tools" in _variables_of(source)
 
     @classmethod
     def load(cls, directory: Path, family: str, tokenizer: Tokenizer) -> ChatTemplate:
@@ -109,6 +110,11 @@ def _variables(message: Message) -> dict[str, Any]:
     if message.name is not None:
         variables["name"] = message.name
     return variables
+
+
+def _variables_of(source: str) -> set[str]:
+    """What a template takes from its caller."""
+    return meta.find_undeclared_variables(_environment().parse(source))
 
 
 def _chosen(templates: Templates, path: Path) -> str | None:

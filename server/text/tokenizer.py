@@ -15,7 +15,7 @@ import msgspec
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from models.families import UnknownFamilyError, family_named, family_of
+from models.families import Family, Infilling, UnknownFamilyError, family_named, family_of
 from server.errors import ConfigurationError
 from server.text.files import EndTokens, TokenizerConfig, TokenizerFile, read_json, read_json_if_there, text_of
 from server.text.pieces import piece_reader
@@ -39,9 +39,15 @@ class Tokenizer:
     """Encodes and decodes for one model. Immutable after loading, and safe to use from several threads."""
 
     def __init__(
-        self, raw: tokenizers.Tokenizer, file: TokenizerFile, config: TokenizerConfig, end_ids: Sequence[int]
+        self,
+        raw: tokenizers.Tokenizer,
+        file: TokenizerFile,
+        config: TokenizerConfig,
+        end_ids: Sequence[int],
+        infilling: Infilling | None = None,
     ) -> None:
         self._raw = raw
+        self.infilling = infilling
         self._piece = piece_reader(file.decoder)
         self._pieces: dict[int, bytes] = {}
         named = (text_of(token) for token in (config.bos_token, config.eos_token, config.unk_token, config.pad_token))
@@ -70,7 +76,9 @@ class Tokenizer:
         raw.no_padding()
         config = read_json_if_there(directory / "tokenizer_config.json", TokenizerConfig)
         _template_special_tokens(raw, config, directory / "tokenizer_config.json")
-        return cls(raw, file, config, _end_ids(raw, config, directory, family))
+        known = _family(directory, family)
+        end_ids = _end_ids(raw, config, directory, known.stop_tokens if known else ())
+        return cls(raw, file, config, end_ids, known.infilling if known else None)
 
     @property
     def bytewise(self) -> bool:
@@ -83,6 +91,11 @@ class Tokenizer:
         (encoding,) = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids = tuple(encoding.ids)
         return ids if truncate is None else ids[max(len(ids) - truncate, 0) :]
+
+    def token_id(self, name: str) -> int | None:
+        """The id of the token that is written `name`."""
+        found: int | None = self._raw.token_to_id(name)
+        return found
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of `ids` as a continuation: a leading space stays. Ids without a token are skipped."""
@@ -167,21 +180,22 @@ class _WindowText:
         return text[len(known) :]
 
 
-def _end_ids(raw: tokenizers.Tokenizer, config: TokenizerConfig, directory: Path, family: str) -> list[int]:
+def _end_ids(
+    raw: tokenizers.Tokenizer, config: TokenizerConfig, directory: Path, family_stops: Sequence[str]
+) -> list[int]:
     """All that ends an answer: the tokenizer's eos, config.json's, generation_config.json's, then the family's."""
     ids: list[int | None] = [raw.token_to_id(text_of(config.eos_token))]
     ids += read_json(directory / "config.json", EndTokens).ids
     ids += read_json_if_there(directory / "generation_config.json", EndTokens).ids
-    ids += map(raw.token_to_id, _family_stops(directory, family))
+    ids += map(raw.token_to_id, family_stops)
     return [i for i in ids if i is not None]
 
 
-def _family_stops(directory: Path, name: str) -> tuple[str, ...]:
+def _family(directory: Path, name: str) -> Family | None:
     try:
-        family = family_of(read_json(directory / "config.json", dict)) if name == "auto" else family_named(name)
+        return family_of(read_json(directory / "config.json", dict)) if name == "auto" else family_named(name)
     except UnknownFamilyError:
-        return ()
-    return family.stop_tokens
+        return None
 
 
 def _template_special_tokens(raw: tokenizers.Tokenizer, config: TokenizerConfig, path: Path) -> None:

@@ -103,6 +103,12 @@ class Wire:
         return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + (content or b"")
 
 
+@pytest.fixture(scope="session")
+def wire_to() -> type[Wire]:
+    """wire_to(url) -> a Wire, for servers that a test starts itself."""
+    return Wire
+
+
 def _parse(raw: bytes, head: bool) -> Answer:
     start, _, rest = raw.partition(b"\r\n\r\n")
     status, *lines = start.decode().split("\r\n")

@@ -62,7 +62,7 @@ class TestFull:
         assert slow.post("/generate", {"inputs": ""}).body == OVERLOADED
 
     def test_4_but_what_the_route_cannot_do_is_said_first(self, slow: Any) -> None:
-        answer = slow.post("/generate", {"inputs": "x", "parameters": {"best_of": 2}})
+        answer = slow.post("/generate", {"inputs": "x", "parameters": {"best_of": 3}})
         assert answer.json["error_type"] == "validation"
 
     def test_2a_and_so_is_a_body_that_cannot_be_read(self, slow: Any) -> None:

@@ -11,9 +11,15 @@ ROUTES = [
     "/generate",
     "/generate_stream",
     "/v1/chat/completions",
+    "/v1/completions",
+    "/tokenize",
+    "/chat_tokenize",
+    "/vertex",
     "/models/org/model",
     "/models/org/model/generate",
+    "/models/org/model/v1/completions",
 ]
+FIELDS = {"chat": "messages", "completions": "prompt", "vertex": "instances"}
 NOT_JSON = "Failed to parse the request body as JSON: "
 WRONG = "Failed to deserialize the JSON body into the target type: "
 
@@ -41,7 +47,7 @@ class TestEveryRoute:
         assert (answer.status, answer.body[: len(NOT_JSON)]) == (400, NOT_JSON.encode())
 
     def test_2a_empty_object(self, wire: Any, route: str) -> None:
-        field = "messages" if "chat" in route else "inputs"
+        field = next((field for word, field in FIELDS.items() if word in route), "inputs")
         refused(wire.post(route, "{}"), 422, f"{WRONG}missing field `{field}` at line 1 column 2")
 
     def test_2a_too_long_by_its_declared_length(self, wire: Any, route: str) -> None:

@@ -183,9 +183,11 @@ REFUSED = [
     ({"stop": list("abcde")}, "`stop` supports up to 4 stop sequences. Given: 5"),
     ({"max_tokens": 190}, "`inputs` tokens + `max_new_tokens` must be <= 200. "
      "Given: 20 `inputs` tokens and 190 `max_new_tokens`"),
-    ({"response_format": {"type": "json_object"}}, "grammar is not supported"),
-    ({"response_format": {"type": "json", "value": {"properties": {}}}}, "grammar is not supported"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "grammar is not supported"),
+    ({"response_format": {"type": "regex", "value": "["}}, "grammar is not valid: unclosed character class"),
+    ({"response_format": {"type": "json", "value": {}}},
+     "grammar is not valid: Grammar must have a 'properties' field"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+     "grammar is not valid: Grammar must have a 'properties' field"),
 ]  # fmt: skip
 REFUSED_CASES = [pytest.param(f, m, id=f"7-11-{n}-{'-'.join(f)}") for n, (f, m) in enumerate(REFUSED)]
 
@@ -212,8 +214,7 @@ PROMPT_ERRORS: list[tuple[str, dict[str, Any], str, str]] = [
     ("7-no-messages", {"messages": []}, "template_error", "Template error: `messages` cannot be empty"),
     ("11-tools-and-grammar", {"tools": [TOOL], "response_format": {"type": "regex", "value": "a"}}, "tool_error",
      "Tool error: Grammar and tools are mutually exclusive"),
-    ("12-tools", {"tools": [TOOL]}, "tool_error", "Tool error: tools are not available on this server yet: "
-     'leave out `tools`, or set `tool_choice` to "none"'),
+    ("12-unknown-tool", {"tools": [TOOL], "tool_choice": "g"}, "tool_error", "Tool error: Tool with name g not found"),
 ]  # fmt: skip
 
 

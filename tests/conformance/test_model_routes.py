@@ -82,6 +82,8 @@ class TestExchange:
             "waiting": 0,
             "running": 0,
             "parked": 0,
+            "slots": 4,
+            "memory_bytes": None,
             "error": None,
         }
         assert wire.get("/models/org/model").json == answer["data"][0]

@@ -30,9 +30,11 @@ def test_6_with_details(wire: Any) -> None:
 
 
 def test_6_decoder_input_details_turns_details_on(wire: Any) -> None:
-    answer = generate(wire, decoder_input_details=True).json
-    assert answer["details"]["prefill"] == []
-    assert len(answer["details"]["tokens"]) == 2
+    details = generate(wire, decoder_input_details=True).json["details"]
+    assert "".join(token["text"] for token in details["prefill"]) == "<s>hello"
+    assert [token["logprob"] is None for token in details["prefill"]] == [True] + [False] * 5
+    assert all(list(token) == ["id", "text", "logprob"] for token in details["prefill"])
+    assert len(details["tokens"]) == 2
 
 
 def test_6_top_tokens_is_the_last_key_and_a_row_a_token(wire: Any) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 GETS = ["/", "/health", "/ping", "/livez", "/readyz", "/info", "/metrics", "/v1/models", "/models", "/models/org/model"]
-POSTS = ["/generate", "/generate_stream", "/v1/chat/completions", "/models/org/model/generate"]
+POSTS = [
+    *("/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/tokenize", "/invocations"),
+    *("/vertex", "/models/org/model/generate"),
+]
 BODY = {"inputs": "x", "parameters": {"max_new_tokens": 1}}
 
 
@@ -154,7 +157,7 @@ def _once_it_answers(wire: Any, path: str) -> Any:
 def test_8_info_byte_for_byte(wire: Any) -> None:
     assert wire.get("/info").body == (
         b'{"model_id":"org/model","model_sha":null,"model_pipeline_tag":"text-generation","max_concurrent_requests":128,'
-        b'"max_best_of":1,"max_stop_sequences":4,"max_input_tokens":100,"max_total_tokens":200,"validation_workers":2,'
+        b'"max_best_of":2,"max_stop_sequences":4,"max_input_tokens":100,"max_total_tokens":200,"validation_workers":2,'
         b'"max_client_batch_size":4,"router":"text-generation-router","version":"3.3.6-dev0","sha":null,'
         b'"docker_label":null,"model_dtype":"float32","model_device_type":"simulated"}'
     )

@@ -9,7 +9,7 @@ import pytest
 
 LONG = "x" * 150
 
-# (row, parameters, inputs, message); the server allows 100 tokens in, 200 in all, best_of 1, 4 stops, 5 top tokens.
+# (row, parameters, inputs, message); the server allows 100 tokens in, 200 in all, best_of 2, 4 stops, 5 top tokens.
 ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("2", {"temperature": 0}, "x", "`temperature` must be strictly positive"),
     ("2", {"temperature": -1.5}, "x", "`temperature` must be strictly positive"),
@@ -37,8 +37,23 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
      "Given: 60 `inputs` tokens and 150 `max_new_tokens`"),
     ("16", {}, LONG, "`inputs` must have less than 100 tokens. Given: 151"),
     ("16", {"max_new_tokens": 10}, "x" * 100, "`inputs` must have less than 100 tokens. Given: 101"),
-    ("17", {"grammar": {"type": "regex", "value": "a+"}}, "x", "grammar is not supported"),
-    ("17", {"grammar": {"type": "json", "value": {"properties": {}}}}, "x", "grammar is not supported"),
+    ("18", {"grammar": {"type": "regex", "value": "a("}}, "x", "grammar is not valid: unclosed group"),
+    ("18", {"grammar": {"type": "regex", "value": "(?=a)b"}}, "x",
+     "grammar is not valid: look-around, including look-ahead and look-behind, is not supported"),
+    ("18", {"grammar": {"type": "json", "value": 5}}, "x", "grammar is not valid: Expected `object`, got `int`"),
+    ("18", {"grammar": {"type": "json", "value": "{"}}, "x", "grammar is not valid: Input data was truncated"),
+    ("18", {"grammar": {"type": "json", "value": {"type": "strin"}}}, "x",
+     "grammar is not valid: Invalid enum value 'strin' - at `$.type`"),
+    ("19", {"grammar": {"type": "json", "value": {"type": "object"}}}, "x",
+     "grammar is not valid: Grammar must have a 'properties' field"),
+    ("19", {"grammar": {"type": "json_object", "value": "{}"}}, "x",
+     "grammar is not valid: Grammar must have a 'properties' field"),
+    ("19", {"grammar": {"type": "json_schema", "value": {"schema": {}}}}, "x",
+     "grammar is not valid: Grammar must have a 'properties' field"),
+    ("20", {"grammar": {"type": "json", "value": {"properties": {"a": {"not": {}}}}}}, "x",
+     'cannot compile regex from schema: Unimplemented keys: ["not"]'),
+    ("20", {"grammar": {"type": "json", "value": {"properties": {"a": {"$ref": "#/$defs/b"}}}}}, "x",
+     "cannot compile regex from schema: Pointer '/$defs/b' does not exist"),
 ]  # fmt: skip
 
 # (row, parameters that break two rows, which is reported)
@@ -56,7 +71,11 @@ ORDER: list[tuple[str, dict[str, Any], str, str]] = [
      "Given: 0"),
     ("15<16", {"max_new_tokens": 50}, "x" * 170, "`inputs` tokens + `max_new_tokens` must be <= 200. "
      "Given: 171 `inputs` tokens and 50 `max_new_tokens`"),
-    ("16<17", {"grammar": {"type": "regex", "value": "a"}}, LONG,
+    ("18<19", {"grammar": {"type": "json", "value": {"type": "strin"}}}, "x",
+     "grammar is not valid: Invalid enum value 'strin' - at `$.type`"),
+    ("19<20", {"grammar": {"type": "json", "value": {"not": {}}}}, "x",
+     "grammar is not valid: Grammar must have a 'properties' field"),
+    ("16<18", {"grammar": {"type": "regex", "value": "a("}}, LONG,
      "`inputs` must have less than 100 tokens. Given: 151"),
 ]  # fmt: skip
 
@@ -83,8 +102,15 @@ def test_streamed(wire: Any, parameters: dict[str, Any], inputs: str, message: s
 
 
 ROUTE_ROWS: list[tuple[str, str, dict[str, Any], str]] = [
-    ("0a", "/generate", {"best_of": 2}, "`best_of` != 1 is not allowed for this endpoint"),
-    ("0a", "/", {"best_of": 2, "temperature": 0}, "`best_of` != 1 is not allowed for this endpoint"),
+    ("1", "/generate", {"best_of": 2, "temperature": None}, "you must use sampling when `best_of` is > 1"),
+    ("10", "/", {"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
+    ("1<2", "/", {"best_of": 2, "repetition_penalty": 0}, "you must use sampling when `best_of` is > 1"),
+    ("9<10", "/generate", {"stop": list("abcde"), "best_of": 2, "do_sample": True, "seed": 1},
+     "`stop` supports up to 4 stop sequences. Given: 5"),
+    ("10<11", "/generate", {"top_n_tokens": 6, "best_of": 2, "do_sample": True, "seed": 1},
+     "`seed` must not be set when `best_of` > 1"),
+    ("0b<1", "/generate", {"best_of": 3}, "`best_of` must be > 0 and <= 2. Given: 3"),
+    ("0b", "/", {"best_of": 100, "temperature": 0}, "`best_of` must be > 0 and <= 2. Given: 100"),
     ("0c", "/generate_stream", {"best_of": 2}, "`best_of` != 1 is not supported when streaming tokens"),
     ("0c", "/generate_stream", {"best_of": 0}, "`best_of` != 1 is not supported when streaming tokens"),
     ("0d", "/generate_stream", {"decoder_input_details": True, "temperature": 0},

@@ -55,7 +55,7 @@ def test_grammars(grammar: Any, read: Grammar | None) -> None:
     ("response_format", "read"),
     [
         ({"type": "text"}, None),
-        ({"type": "json_object"}, Grammar("json", None)),
+        ({"type": "json_object"}, Grammar("json_object", None)),
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
          Grammar("json_schema", {"name": "n", "schema": {}})),
     ],
@@ -65,7 +65,11 @@ def test_openais_own_response_formats(response_format: Any, read: Grammar | None
 
 
 @pytest.mark.parametrize(
-    "response_format", [{}, {"type": "xml"}, {"type": "json_schema"}, [], "json", {"type": ["text"]}]
+    "response_format",
+    [
+        *({}, {"type": "xml"}, [], "json", {"type": ["text"]}, {"type": "json_schema"}),
+        *({"type": "json_schema", "value": {}}, {"type": "json_schema", "json_schema": {"name": "n"}}),
+    ],
 )
 def test_response_formats_that_are_none(response_format: Any) -> None:
     with pytest.raises(WrongType, match="response_format"):

@@ -120,3 +120,41 @@ class TestSampling:
         assert validation.sampling_params(given) == SamplingParams(
             do_sample=True, temperature=0.5, top_k=3, top_p=0.9, typical_p=0.8, seed=2**64 - 1, top_n_tokens=2
         )
+
+
+class TestDeviceSampling:
+    """A model whose device draws the tokens itself."""
+
+    DRAWING = Limits(max_input_tokens=1024, max_total_tokens=2048, device_sampling=True)
+
+    @pytest.mark.parametrize(
+        "parameters",
+        [
+            {"seed": 0},
+            {"best_of": 2, "do_sample": True},
+            {"top_n_tokens": 2},
+            {"repetition_penalty": 1.2},
+            {"frequency_penalty": 0.5},
+            {"presence_penalty": 0.5},
+            {"typical_p": 0.9},
+            {"grammar": {"type": "json", "value": {}}},
+        ],
+    )
+    def test_what_needs_the_scores_or_a_seed_is_refused_by_name(self, parameters: dict[str, Any]) -> None:
+        name = next(iter(parameters))
+        text = refusal(validation.check_parameters, wanted(**parameters), self.DRAWING)
+        assert text.startswith(f"`{name}` cannot be used with this model: its device draws the tokens itself")
+
+    def test_logprobs_of_a_chat_are_refused(self) -> None:
+        asked = Wanted("x", GenerateParameters(), logprobs=True)
+        assert refusal(validation.check_parameters, asked, self.DRAWING).startswith("`logprobs` cannot be used")
+        validation.check_parameters(asked, LIMITS)
+
+    def test_a_refusal_names_everything(self) -> None:
+        text = refusal(validation.check_parameters, wanted(seed=1, typical_p=0.9), self.DRAWING)
+        assert text.startswith("`seed`, `typical_p` cannot be used")
+
+    def test_the_rest_and_neutral_values_are_served(self) -> None:
+        neutral = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "best_of": 1, "top_n_tokens": 0}
+        served = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "do_sample": True, "details": True, "stop": ("x",)}
+        validation.check_parameters(wanted(**neutral, **served), self.DRAWING)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from server.observe.logs import logging_to
+from server.observe.logs import RecentLines, logging_to
 
 log = logging.getLogger("server.test_logs")
 
@@ -68,3 +68,19 @@ def test_a_stuck_reader_of_the_log_stops_nobody() -> None:
         assert stream.getvalue() == ""
         released.set()
     assert len(stream.getvalue().splitlines()) == 1000
+
+
+def test_the_last_lines_are_kept_without_what_exceptions_say() -> None:
+    recent = RecentLines(most=3)
+    with recent.attached():
+        for i in range(3):
+            log.warning("line %d", i, extra={"model": "org/tiny"})
+        try:
+            raise ValueError("a prompt")
+        except ValueError:
+            log.exception("failed")
+    log.warning("afterwards")
+    first, second, failed = recent.lines()
+    assert first.endswith(" WARNING server.test_logs: line 1 model=org/tiny")
+    assert second.endswith(" WARNING server.test_logs: line 2 model=org/tiny")
+    assert failed.endswith("ERROR server.test_logs: failed [ValueError: see the server's own log]")

@@ -24,7 +24,8 @@ def test_nothing_is_shown_before_it_has_a_value() -> None:
 def test_a_finished_request() -> None:
     metrics = Metrics()
     metrics.request_started()
-    metrics.request_succeeded(REQUEST, TIMINGS, generated_tokens=5)
+    metrics.request_succeeded()
+    metrics.sequence_finished(REQUEST, TIMINGS, generated_tokens=5)
     expected = {
         "tgi_request_count": 1,
         "tgi_request_success": 1,
@@ -44,7 +45,8 @@ def test_a_finished_request() -> None:
 
 def test_an_answer_of_one_token_has_no_interval() -> None:
     metrics = Metrics()
-    metrics.request_succeeded(REQUEST, TIMINGS, generated_tokens=1)
+    metrics.request_succeeded()
+    metrics.sequence_finished(REQUEST, TIMINGS, generated_tokens=1)
     assert value(metrics, "neuronx_serve_inter_token_seconds_count") is None
 
 
@@ -81,7 +83,8 @@ def test_length_buckets_cover_the_largest_model() -> None:
     metrics = Metrics()
     small, large = (Limits(max_input_tokens=n, max_total_tokens=2 * n) for n in (100, 4000))
     metrics.cover([small, large])
-    metrics.request_succeeded(REQUEST, TIMINGS, generated_tokens=1)
+    metrics.request_succeeded()
+    metrics.sequence_finished(REQUEST, TIMINGS, generated_tokens=1)
     assert value(metrics, 'tgi_request_input_length_bucket{le="4000.0"}') == 1
     assert value(metrics, 'tgi_request_input_length_bucket{le="40.0"}') == 1
     assert value(metrics, 'tgi_request_generated_tokens_bucket{le="8000.0"}') == 1

@@ -1,0 +1,45 @@
+"""Sections 6 and 7 of the wire contract: an answer is the same tokens streamed or not, and their texts are its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+CORPUS = {
+    "chinese": "请用中文回答：你好，",
+    "emoji": "Repeat: 👩‍👩‍👧 🎉 🇫🇷 👍🏽",
+    "code": "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "long-words": "Donaudampfschifffahrtsgesellschaftskapitän" * 3,
+    "accents": "Ça déjà été naïve, Žluťoučký kůň",
+    "spaces": "a  b\t\tc\n\n\n   d",
+}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 2.5, "seed": 11}], ids=["greedy", "wild"])
+@pytest.mark.parametrize("name", CORPUS, ids=lambda name: f"6-7-{name}")
+def test_streamed_is_plain(smollm2: Any, read_events: Callable[..., Any], name: str, sampling: dict[str, Any]) -> None:
+    parameters = {"max_new_tokens": 40, "details": True, "top_n_tokens": 2, **sampling}
+    body = {"inputs": CORPUS[name], "parameters": parameters}
+    plain = smollm2.post("/generate", body).json()
+    with httpx.stream("POST", smollm2.url + "/generate_stream", json=body, timeout=60) as response:
+        events = list(read_events(response))
+    assert [event["token"] for event in events] == plain["details"]["tokens"]
+    assert [event["top_tokens"] for event in events] == plain["details"]["top_tokens"]
+    assert events[-1]["generated_text"] == plain["generated_text"]
+    texts = [token["text"] for token in plain["details"]["tokens"] if not token["special"]]
+    assert "".join(texts) == plain["generated_text"]
+
+
+@pytest.mark.parametrize("name", CORPUS, ids=lambda name: f"11-{name}")
+def test_streamed_chats_are_plain_chats(smollm2: Any, read_events: Callable[..., Any], name: str) -> None:
+    body = {"messages": [{"role": "user", "content": CORPUS[name]}], "max_tokens": 40, "temperature": 2.5, "seed": 5}
+    plain = smollm2.post("/v1/chat/completions", body).json()
+    with httpx.stream(
+        "POST", smollm2.url + "/v1/chat/completions", json={**body, "stream": True}, timeout=60
+    ) as response:
+        deltas = [event["choices"][0]["delta"]["content"] for event in read_events(response)]
+    assert "".join(deltas) == plain["choices"][0]["message"]["content"]
+    assert len(deltas) == plain["usage"]["completion_tokens"]
