@@ -101,9 +101,20 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         servers.append(server)
         return server
 
+    start.servers = servers  # type: ignore[attr-defined]  # for servers_of_the_test
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def servers_of_the_test(serve: Any) -> Iterator[None]:
+    """Stop the servers that a test, or a fixture of its own, has started; those of wider fixtures serve on."""
+    before = len(serve.servers)
+    yield
+    for server in serve.servers[before:]:
+        server.stop()
+    del serve.servers[before:]
 
 
 def events(response: httpx.Response) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task
 from server.swap.model import Model, ModelEntry, State
 from server.swap.policy import Candidate, Resident, Turn, next_turn
-from server.swap.residents import check_residents, rivals
+from server.swap.residents import check_fit, rivals
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -34,8 +34,8 @@ class Registry:
     """All configured models; the first is the default one."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """ConfigurationError when swap.residents models do not fit beside each other."""
-        check_residents(settings, available_bytes())
+        """ConfigurationError when a model does not fit, or swap.residents of them beside each other."""
+        check_fit(settings, available_bytes())
         self._settings = settings
         self._metrics = metrics
         self._wake = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Which models can be on the device side by side, and the planner's proof that `swap.residents` of them fit.
+"""Which models can be on the device side by side, and the planner's word that each fits, and that the residents do.
 
 Pure but for the configuration files it reads: knows no worker and no state.
 """
@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.planner import host_memory, residents_refusal
+from models.planner import host_memory, refusal, residents_refusal
 from models.planner.fit import gib
 from models.protocol import DeviceOptions, NeuronOptions
 from models.spec import ModelSpec, SpecError, read_spec
@@ -24,14 +24,17 @@ def rivals(one: DeviceOptions, other: DeviceOptions) -> bool:
     return not one.cores or not other.cores or bool(_cores(one) & _cores(other))
 
 
-def check_residents(settings: Settings, host_free: int) -> None:
-    """ConfigurationError unless any `swap.residents` models that are no rivals fit beside each other.
+def check_fit(settings: Settings, host_free: int) -> None:
+    """ConfigurationError unless each model fits alone, and any `swap.residents` that are no rivals beside each other.
 
     `host_free`: bytes of memory that the host has available. A model without a readable config.json is left out: it
     cannot be loaded either.
     """
     room = min(settings.swap.residents, len(settings.models))
     known = [(model, spec) for model in settings.models if (spec := _spec(model)) is not None]
+    for model, spec in known:
+        if reason := refusal(spec, model.device, host_free):
+            raise ConfigurationError(f"{model.id} cannot be served: {reason}")
     for chosen in itertools.combinations(known, room) if room > 1 else ():
         if any(rivals(a.device, b.device) for (a, _), (b, _) in itertools.combinations(chosen, 2)):
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ import pytest
 
 from server.cli import main
 from server.variables import MODEL_ID, VARIABLES, flag
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ONE_MODEL = """
 [[models]]
@@ -122,3 +127,20 @@ class TestServe:
                 return server.get("/health")
             except httpx.TransportError:
                 time.sleep(0.05)
+
+
+def test_a_configuration_that_cannot_fit_is_refused_with_the_numbers_and_the_nearest_that_does(tmp_path: Path) -> None:
+    shapes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    llama3 = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8, **shapes}
+    llama3 |= {"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 5e5, "rms_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps(llama3))
+    (tmp_path / "server.toml").write_text(
+        f'[[models]]\nid = "llama"\npath = "{tmp_path}"\n[models.device]\nkind = "neuron"\nslots = 64\n'
+        "n_positions = 8192\ntoken_buckets = [8192]\n"
+    )
+    command = [sys.executable, "-m", "server.cli", "serve", "--config", str(tmp_path / "server.toml"), "--port", "0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert refused.returncode == 78
+    assert "llama cannot be served" in refused.stderr
+    assert "64 slots x 8192 positions" in refused.stderr
+    assert "slots" in refused.stderr.partition("the runtime.")[2]

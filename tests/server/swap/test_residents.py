@@ -11,7 +11,7 @@ from models.planner.hardware import GIB
 from models.protocol import CpuOptions, DeviceOptions, NeuronOptions, SimulatedOptions
 from server.errors import ConfigurationError
 from server.settings import ModelSettings, Settings, SwapSettings
-from server.swap.residents import check_residents, rivals
+from server.swap.residents import check_fit, rivals
 
 ONE_CORE = NeuronOptions(tp_degree=1, cores="0", quant="s8", slots=4, context_buckets=(256, 1024, 2048))
 LLAMA_3_8B = {
@@ -53,21 +53,26 @@ def settings(directory: Path, *devices: DeviceOptions, residents: int = 2) -> Se
 
 def test_two_models_of_a_core_each_fit_where_the_host_has_room(tmp_path: Path) -> None:
     other = NeuronOptions(tp_degree=1, cores="1", quant="s8", slots=4, context_buckets=(256, 1024, 2048))
-    check_residents(settings(tmp_path, ONE_CORE, other), 120 * GIB)
+    check_fit(settings(tmp_path, ONE_CORE, other), 120 * GIB)
 
 
 def test_a_model_that_overfills_its_core_is_refused_with_the_numbers(tmp_path: Path) -> None:
     other = NeuronOptions(tp_degree=1, cores="1", quant="none")
-    with pytest.raises(ConfigurationError, match=r"swap.residents = 2: m0 and m1 cannot be resident together: .*GiB"):
-        check_residents(settings(tmp_path, ONE_CORE, other), 120 * GIB)
+    with pytest.raises(
+        ConfigurationError, match=r"m1 cannot be served: the model takes .* GiB of .* It fits with slots = 7"
+    ):
+        check_fit(settings(tmp_path, ONE_CORE, other), 120 * GIB)
 
 
 def test_on_the_cpu_the_memory_of_the_host_decides(tmp_path: Path) -> None:
     both = settings(tmp_path, CpuOptions(dtype="bfloat16"), CpuOptions(dtype="bfloat16"))
-    check_residents(both, 200 * GIB)
+    check_fit(both, 200 * GIB)
     with pytest.raises(ConfigurationError, match=r"together they need .* GiB of the host .* Set swap.residents = 1"):
-        check_residents(both, 20 * GIB)
+        check_fit(both, 20 * GIB)
 
 
-def test_models_that_exchange_need_no_proof(tmp_path: Path) -> None:
-    check_residents(settings(tmp_path, CpuOptions(), CpuOptions(), residents=1), 0)
+def test_models_that_exchange_need_room_for_one_at_a_time(tmp_path: Path) -> None:
+    both = settings(tmp_path, CpuOptions(dtype="bfloat16"), CpuOptions(dtype="bfloat16"), residents=1)
+    check_fit(both, 20 * GIB)
+    with pytest.raises(ConfigurationError, match="m0 cannot be served: .*GiB"):
+        check_fit(both, 2 * GIB)
