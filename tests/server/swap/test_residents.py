@@ -58,9 +58,7 @@ def test_two_models_of_a_core_each_fit_where_the_host_has_room(tmp_path: Path) -
 
 def test_a_model_that_overfills_its_core_is_refused_with_the_numbers(tmp_path: Path) -> None:
     other = NeuronOptions(tp_degree=1, cores="1", quant="none")
-    with pytest.raises(
-        ConfigurationError, match=r"m1 cannot be served: .* GiB of .* fits with slots = 7"
-    ):
+    with pytest.raises(ConfigurationError, match=r"m1 cannot be served: .* GiB of .* fits with slots = 7"):
         check_fit(settings(tmp_path, ONE_CORE, other), 120 * GIB)
 
 
