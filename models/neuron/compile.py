@@ -62,7 +62,7 @@ class CompilingBackend(tnx.NeuronBackend):
             pass
         with graphs_into_store(self._model, request, progress) as outcome:
             try:
-                with tnx._reporting(self._model, progress):
+                with tnx.reporting(self._model, progress):
                     self._model.cpu_compile() if place == "host" else self._model.to_neuron()
             except Exception as error:
                 raise faults.load_error(error) from error

@@ -87,7 +87,7 @@ class NeuronBackend:
         started = time.perf_counter()
         options = self._options
         try:
-            with graphs_from_store(self._model, self._request, progress), _reporting(self._model, progress):
+            with graphs_from_store(self._model, self._request, progress), reporting(self._model, progress):
                 self._model.to_neuron()
         except Exception as error:
             raise faults.load_error(error) from error
@@ -295,7 +295,7 @@ def _measure(name: str, run: Callable[[], Scores]) -> float:
 
 
 @contextmanager
-def _reporting(model: Any, progress: ProgressCallback) -> Iterator[None]:
+def reporting(model: Any, progress: ProgressCallback) -> Iterator[None]:
     """Report `to_neuron`: layers as they reach the device, then graphs as they are loaded.
 
     The library has no callback. It nullifies each layer of the checkpoint once the device has it, and sets up one
