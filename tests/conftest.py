@@ -20,6 +20,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# A shell that runs the tests in the background has interrupts ignored, and programs started from here would inherit
+# that: those that a test interrupts would never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="run the simulations with this one seed")
 

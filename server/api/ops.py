@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -74,4 +76,5 @@ async def metrics(request: Request) -> Response:
     service.metrics.queue_size(service.registry.queued)
     service.metrics.batch_size(service.registry.running)
     service.metrics.batch_tokens(*service.registry.batch_tokens)
+    service.metrics.api_process(len(asyncio.all_tasks()))
     return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})

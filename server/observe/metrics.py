@@ -15,6 +15,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -43,6 +44,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._series: dict[str, Any] = {}
+        self._process: ProcessCollector | None = None
         self._max_input_tokens = 1024
         self._max_total_tokens = 2048
 
@@ -132,6 +134,15 @@ class Metrics:
     def slots(self, total: int) -> None:
         """Slots of the model that holds the device."""
         self._gauge("neuronx_serve_slots", "Slots of the model that holds the device").set(total)
+
+    def api_process(self, tasks: int) -> None:
+        """The API process itself: asyncio tasks now; from here on also memory, CPU time and descriptors.
+
+        The latter are read at each rendering, under prometheus_client's own names (`process_...`; Linux alone).
+        """
+        self._gauge("neuronx_serve_tasks", "Tasks of the API process's event loop").set(tasks)
+        if self._process is None:
+            self._process = ProcessCollector(registry=self._registry)
 
     def token_generated(self) -> None:
         """A token was drawn for a sequence that wants it."""

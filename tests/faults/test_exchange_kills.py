@@ -36,10 +36,10 @@ path = "{directory}"
 [models.device]
 kind = "simulated"
 vocab_size = 244
-load_s = 3.0
+load_s = 1.5
 step_s = 0.02
 """
-LONG = {"inputs": "hello", "parameters": {"max_new_tokens": 150, "details": True}}
+LONG = {"inputs": "hello", "parameters": {"max_new_tokens": 100, "details": True}}
 SHORT = {"inputs": "hello", "parameters": {"max_new_tokens": 12, "details": True}}
 
 

@@ -94,3 +94,14 @@ def test_two_servers_in_one_process_do_not_share() -> None:
     one, other = Metrics(), Metrics()
     one.request_started()
     assert value(other, "tgi_request_count") is None
+
+
+def test_the_api_process_tells_its_tasks_and_what_the_kernel_counts() -> None:
+    metrics = Metrics()
+    metrics.api_process(tasks=4)
+    metrics.api_process(tasks=3)
+    assert value(metrics, "neuronx_serve_tasks") == 3
+    for series in ("process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"):
+        found = value(metrics, series)
+        assert found is not None
+        assert found > 0
