@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from models.protocol import Progress
+from models.protocol import Progress, Remedy
 from server.errors import GenerationError, Unavailable
 from server.observe.metrics import Metrics
 from server.settings import Settings
@@ -21,10 +22,15 @@ from server.worker_process import WorkerLost
 
 log = logging.getLogger(__name__)
 
-SetState = Callable[[Model, State, "str | None"], None]
 DRAIN_POLL_S = 0.02
 CANCEL_AGAIN_S = 0.5
 INTERNAL_ERROR = "internal error: see the server's log"
+
+
+class SetState(Protocol):
+    """Writes a model's state, with the reason of a failure and what may help against it."""
+
+    def __call__(self, model: Model, state: State, error: str | None, remedy: Remedy = "restart") -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -81,11 +87,11 @@ class Device:
         try:
             load_s = await self._stage_and_load(newcomer, leaving)
         except WorkerLost as lost:
-            await self._refuse(newcomer, str(lost))
+            await self._refuse(newcomer, lost)
             return False
         except Exception:
             log.exception("bringing %s to the device failed", model.id)
-            await self._refuse(newcomer, INTERNAL_ERROR)
+            await self._refuse(newcomer, WorkerLost("internal", INTERNAL_ERROR))
             return False
         # A cancelled change leaves its newcomer for close() to end.
         self._newcomer = None
@@ -138,7 +144,7 @@ class Device:
         log.info("%s is available after %.1f s (worker %s)", model.id, took, supervisor.pid)
         return took
 
-    async def _refuse(self, newcomer: Newcomer, reason: str) -> None:
+    async def _refuse(self, newcomer: Newcomer, lost: WorkerLost) -> None:
         """The newcomer does not come. Requests for a model that fails are answered; an aborted one may come later."""
         model = newcomer.model
         await newcomer.supervisor.stop()
@@ -146,9 +152,9 @@ class Device:
         if newcomer.aborted:
             self._set_state(model, "unloaded", None)
             return
-        log.error("%s cannot be loaded: %s", model.id, reason)
-        self._set_state(model, "failed", reason)
-        model.engine.fail_all(lambda: Unavailable(f"model {model.id!r} could not be loaded: {reason}"))
+        log.error("%s cannot be loaded: %s", model.id, lost)
+        self._set_state(model, "failed", str(lost), lost.remedy)
+        model.engine.fail_all(lambda: Unavailable(f"model {model.id!r} could not be loaded: {lost}"))
 
     # --- staying
 
@@ -163,19 +169,19 @@ class Device:
     async def _keep(self, resident: Settled) -> None:
         """Replace the worker of `resident` each time it is lost, until that is hopeless."""
         try:
-            reason = await self._replace_while_allowed(resident)
+            last = await self._replace_while_allowed(resident)
         except Exception:
             log.exception("keeping %s on the device failed", resident.model.id)
-            reason = INTERNAL_ERROR
+            last = WorkerLost("internal", INTERNAL_ERROR)
         try:
             await resident.supervisor.stop()
         finally:
             self._residents.remove(resident)
-            self._set_state(resident.model, "failed", reason)
-            resident.model.engine.fail_all(lambda: GenerationError(reason))
+            self._set_state(resident.model, "failed", str(last), last.remedy)
+            resident.model.engine.fail_all(lambda: GenerationError(str(last)))
 
-    async def _replace_while_allowed(self, resident: Settled) -> str:
-        """The reason why the last lost worker got no replacement."""
+    async def _replace_while_allowed(self, resident: Settled) -> WorkerLost:
+        """How the last worker was lost, the one that got no replacement."""
         model, supervisor = resident.model, resident.supervisor
         lost = await supervisor.watch()
         while True:
@@ -183,7 +189,7 @@ class Device:
             self._set_state(model, "loading", str(lost))
             await supervisor.stop()
             if not supervisor.may_restart(lost):
-                return str(lost)
+                return lost
             try:
                 await supervisor.stage()
                 await self._load(model, supervisor)

@@ -17,7 +17,7 @@ import msgspec
 
 from models.families import family_of
 from models.planner.memory import core_memory, cpu_host_memory
-from models.protocol import CpuOptions, Description, DeviceOptions, NeuronOptions, Progress
+from models.protocol import CpuOptions, Description, DeviceOptions, NeuronOptions, Progress, Remedy
 from models.spec import read_spec
 from server.core import Limits
 from server.engine.loop import Engine
@@ -64,7 +64,7 @@ class ModelText:
 
 
 class Model:
-    """One configured model. `state`, `progress` and `error` belong to the registry."""
+    """One configured model. `state`, `progress`, `error` and `remedy` (of its last failure) belong to the registry."""
 
     def __init__(self, settings: ModelSettings, all_settings: Settings, metrics: Metrics, on_ended: Callable[[], None]):
         self.id = settings.id
@@ -74,6 +74,7 @@ class Model:
         self.state: State = "unloaded"
         self.progress: ModelProgress | None = None
         self.error: str | None = None
+        self.remedy: Remedy = "restart"
         self.failed_at = 0.0
         self.used = 0.0  # when its last request came, on the monotonic clock
         self.description: Description | None = None

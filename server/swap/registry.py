@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 
+from models.protocol import Remedy
 from server.admission import Admission
 from server.core import Request, Timings
 from server.engine.generation import Generation
@@ -27,6 +28,9 @@ from server.swap.residents import check_fit, rivals
 log = logging.getLogger(__name__)
 TICK_S = 1.0
 RETRY_FAILED_S = 60.0
+# What time cannot cure: after these a model is tried again by activate alone. A matter of the configuration is tried
+# again, since somebody may have put the checkpoint or the artifact in place meanwhile.
+MACHINE_REMEDIES: tuple[Remedy, ...] = ("reboot", "replace")
 STOP_POLL_S = 0.05
 
 
@@ -118,7 +122,8 @@ class Registry:
         if self.stopping:
             raise Unavailable("the server is stopping")
         if model.state == "failed" and not self._may_retry(model):
-            raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=int(RETRY_FAILED_S))
+            again = None if model.remedy in MACHINE_REMEDIES else int(RETRY_FAILED_S)
+            raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=again)
 
     async def submit(self, model: Model, request: Request, timings: Timings) -> Generation:
         """Queue a request; it waits for a slot, and for its model if that is not on the device."""
@@ -332,7 +337,9 @@ class Registry:
         return frozenset(each.id for each in self.models if rivals(device, each.settings.device))
 
     def _may_retry(self, model: Model) -> bool:
-        return model.state != "failed" or time.monotonic() - model.failed_at >= RETRY_FAILED_S
+        if model.state != "failed":
+            return True
+        return model.remedy not in MACHINE_REMEDIES and time.monotonic() - model.failed_at >= RETRY_FAILED_S
 
     def _end_hopeless(self) -> None:
         """End the requests that nobody could serve within swap.give_up."""
@@ -344,11 +351,11 @@ class Registry:
                     lambda: Unavailable(f"no turn for this model within swap.give_up = {limit:g} s", retry_after_s=60),
                 )
 
-    def _set_state(self, model: Model, state: State, error: str | None) -> None:
+    def _set_state(self, model: Model, state: State, error: str | None, remedy: Remedy = "restart") -> None:
         if state not in ("staging", "loading"):
             model.progress = None
         if state == "failed":
-            model.failed_at = time.monotonic()
+            model.failed_at, model.remedy = time.monotonic(), remedy
         if state != model.state:
             log.info("%s: %s -> %s%s", model.id, model.state, state, f" ({error})" if error else "")
             self._wake.set()

@@ -27,6 +27,7 @@ from models.protocol import (
     Load,
     Progress,
     Ready,
+    Remedy,
     Report,
     SamplingParams,
     SimulatedOptions,
@@ -121,6 +122,10 @@ class InlineWorker:
 
     def give_up(self, kind: Any, message: str) -> None:
         self._end(WorkerLost(kind, message))
+
+    def break_down(self, remedy: Remedy) -> None:
+        """Its device fails, and only `remedy` helps."""
+        self._end(WorkerLost("device", "the device is broken", remedy))
 
     def kill(self) -> None:
         """SIGKILL, seen at once."""

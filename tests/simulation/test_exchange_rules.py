@@ -321,6 +321,45 @@ def test_a_failed_model_is_tried_again_after_a_minute_or_by_activate_at_once(sim
     simulate(scenario)
 
 
+@pytest.mark.parametrize("moment", ["loading", "available"])
+@pytest.mark.parametrize("remedy", ["reboot", "replace"])
+def test_a_model_whose_machine_is_at_fault_is_tried_again_by_activate_only(
+    simulate: Simulate, moment: str, remedy: str
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, moment)
+        world.worker(A).break_down(remedy)
+        await world.until(A, "failed")
+        loads = len(world.loads)
+        await asyncio.sleep(600)
+        refused = world.ask(A)
+        await world.answered(refused)
+        assert (refused.error.status, refused.error.retry_after_s) == (503, None)
+        assert "the device is broken" in refused.error.text
+        assert (world.state(A), len(world.loads)) == ("failed", loads)
+        world.registry.activate(world.model(A))
+        await world.registry.settled(world.model(A))
+        served = world.ask(A)
+        await world.answered(served)
+        assert right(world, served)
+
+    simulate(scenario)
+
+
+def test_a_model_whose_configuration_is_at_fault_is_tried_again_after_a_minute(simulate: Simulate) -> None:
+    """The artifact or the checkpoint that it lacked may be there by then."""
+
+    async def scenario(world: World) -> None:
+        await world.until(A, "loading")
+        world.worker(A).break_down("configuration")
+        await world.until(A, "failed")
+        failed_at = time.monotonic()
+        await world.until(A, "available")
+        assert time.monotonic() - failed_at > 60
+
+    simulate(scenario)
+
+
 def test_a_default_model_that_fails_at_start_is_tried_again_by_itself(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
         await world.until(A, "loading")
