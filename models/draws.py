@@ -27,8 +27,11 @@ Ids = npt.NDArray[np.int64]
 SHORT = 256
 _GROUP = 64
 _STRIDE = 512
-_BANDS_A_UNIT = 64
-_LAST_BAND = 2047
+# `reach` sorts so many entries at most, and brackets what it looks for in longer rows by a sample of this size, give
+# or take so many of its ranks: four standard deviations of the rank of a share.
+_SORTED = 2048
+_SAMPLE = 1024
+_MARGIN = 64
 _TINIEST = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -37,12 +40,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Shortlist:
     """Entries of one row, and what is known of the others.
 
-    `ids` ascend; `values` are processed logits, finite, the row's highest is 0. No unlisted value is above `bound`
-    (-inf: nothing that counts is unlisted). The sum of exp(value) over the whole row lies within `mass` (low, high).
+    `ids` ascend; `values` are processed logits, finite, the row's highest is 0; `weights` are their exponentials. No
+    unlisted value is above `bound` (-inf: nothing that counts is unlisted). The sum of exp(value) over the whole row
+    lies within `mass` (low, high).
     """
 
     ids: Ids
     values: Floats
+    weights: Floats
     bound: float
     mass: tuple[float, float]
 
@@ -79,9 +84,9 @@ def weights_of(values: Floats) -> Floats:
     return weights
 
 
-def mass_of(values: Floats) -> float:
-    """Sum of exp(value), in float64."""
-    return float(weights_of(values).sum(dtype=np.float64))
+def mass_of(weights: Floats) -> float:
+    """Sum of the weights, in float64."""
+    return float(weights.sum(dtype=np.float64))
 
 
 def largest(values: Floats, count: int) -> tuple[Ids, float]:
@@ -105,15 +110,22 @@ def largest(values: Floats, count: int) -> tuple[Ids, float]:
 
 def shortlists(values: Floats, params: SamplingParams) -> Iterator[Shortlist]:
     """Ever longer lists of one row that hold what a filter may need; the last one is complete."""
-    mass = mass_of(values) if params.top_k == 0 else math.nan
-    if params.top_k or params.top_p < 1.0:
+    if params.top_k:
         count = max(SHORT, params.top_k)
         while 4 * count <= values.size:
             ids, bound = largest(values, count)
-            yield Shortlist(ids, values[ids], bound, (mass, mass))
+            listed = values[ids]
+            yield Shortlist(ids, listed, weights_of(listed), bound, (math.nan, math.nan))
             count *= 16
+    weights = weights_of(values)
+    mass = mass_of(weights)
+    if not params.top_k and params.top_p < 1.0 and values.size >= 4 * SHORT:
+        ids, bound = largest(values, SHORT)
+        yield Shortlist(ids, values[ids], weights[ids], bound, (mass, mass))
     ids = np.flatnonzero(values > -math.inf)
-    yield Shortlist(ids, values[ids], -math.inf, (mass, mass))
+    if ids.size < values.size:
+        values, weights = values[ids], weights[ids]
+    yield Shortlist(ids, values, weights, -math.inf, (mass, mass))
 
 
 def survivors(listed: Shortlist, params: SamplingParams) -> Shortlist | None:
@@ -130,17 +142,17 @@ def survivors(listed: Shortlist, params: SamplingParams) -> Shortlist | None:
 
 def top_k(listed: Shortlist, k: int) -> Shortlist | None:
     """Every entry not below the k-th largest: ties at the border all stay (transformers' TopKLogitsWarper)."""
-    border = _border(listed, k)
+    border = _border(listed.values, listed.bound, k)
     return None if border is None else _kept(listed, listed.values >= border)
 
 
-def _border(listed: Shortlist, count: int) -> float | None:
+def _border(values: Floats, bound: float, count: int) -> float | None:
     """The `count`-th largest value of the row (-inf where it has fewer), None where the list is too short to tell."""
-    size = listed.values.size
+    size, complete = values.size, bound == -math.inf
     if count > size:
-        return -math.inf if listed.complete else None
-    border = float(np.partition(listed.values, size - count)[size - count])
-    return border if listed.complete or border > listed.bound else None
+        return -math.inf if complete else None
+    border = float(np.partition(values, size - count)[size - count])
+    return border if complete or border > bound else None
 
 
 def top_p(listed: Shortlist, p: float) -> Shortlist | None:
@@ -148,12 +160,11 @@ def top_p(listed: Shortlist, p: float) -> Shortlist | None:
 
     Ties at the border are taken in ascending id, so that the set is one and the same everywhere.
     """
-    if not listed.complete and mass_of(listed.values) < p * listed.mass[0]:
-        return None
-    weights = weights_of(listed.values)
     least, highest = listed.mass
-    border, most = reach(listed.values, weights, p * least)
-    if highest != least and reach(listed.values, weights, p * highest)[1] != most:
+    if not listed.complete and mass_of(listed.weights) < p * least:
+        return None
+    border, most = reach(listed.values, listed.weights, p * least)
+    if highest != least and reach(listed.values, listed.weights, p * highest)[1] != most:
         return None
     if most == listed.values.size and not listed.complete:
         return None
@@ -172,30 +183,60 @@ def typical(listed: Shortlist, p: float) -> Shortlist | None:
     """
     if not listed.complete:
         return None
-    weights = weights_of(listed.values)
-    total = listed.mass[0]
-    entropy = math.log(total) - float(np.dot(weights.astype(np.float64), listed.values)) / total
+    total = mass_of(listed.weights)
+    entropy = math.log(total) - float(np.einsum("i,i->", listed.weights, listed.values, dtype=np.float64)) / total
     nearness: Floats = -np.abs(np.float32(math.log(total) - entropy) - listed.values)
-    border, _ = reach(nearness, weights, p * total)
+    border, _ = reach(nearness, listed.weights, p * total)
     return _kept(listed, nearness >= border)
 
 
 def reach(keys: Floats, weights: Floats, target: float) -> tuple[float, int]:
-    """(border, count): going down from the highest of `keys` (none above 0), the `count` entries, at least one, of
-    which each but the first has less than `target` of weight ahead of it; `border` is the last one's key.
+    """(border, count): going down from the highest of `keys`, the `count` entries, at least one, of which each but the
+    first has less than `target` of weight ahead of it; `border` is the last one's key.
 
-    Only the entries near the border are sorted: the others are told apart by the band that their key lies in.
+    Floyd and Rivest's SELECT (1975) with weights for counts: a sample brackets the border, a pass tells whether it
+    lies above the bracket, inside or below, and only the last few entries are sorted. Where the few heavy entries
+    misled the sample, the bracket is its median: that halves what is left whatever weighs how much.
     """
-    with np.errstate(over="ignore"):
-        bands = np.minimum(keys * np.float32(-_BANDS_A_UNIT), np.float32(_LAST_BAND)).astype(np.intp)
-    across: Doubles = np.cumsum(np.bincount(bands, weights))
-    band = min(int(np.searchsorted(across, target)), across.size - 1)
-    ahead = int(np.count_nonzero(bands < band))
-    inside = np.flatnonzero(bands == band)
-    inside = inside[np.argsort(-keys[inside], kind="stable")]
-    before = (across[band - 1] if band else 0.0) + running(weights[inside]) - weights[inside]
-    count = max(int(np.searchsorted(before, target)), 1)
-    return float(keys[inside[count - 1]]), ahead + count
+    weight, count, missed = 0.0, 0, False  # weight and count of all that lies ahead of the `keys` that are left
+    total = mass_of(weights)
+    while keys.size > _SORTED:
+        low, high = _bracket(keys, weights, None if missed or total <= 0.0 else (target - weight) / total)
+        above, below, size, missed = keys > high, keys < low, keys.size, True
+        over = mass_of(weights * above)
+        if weight + over >= target:
+            left, total = np.flatnonzero(above), over
+        else:
+            weight, count = weight + over, count + int(np.count_nonzero(above))
+            left = np.flatnonzero(~(above | below))
+            inside = mass_of(weights[left])
+            if weight + inside < target and below.any():
+                weight, count, total = weight + inside, count + left.size, total - over - inside
+                left = np.flatnonzero(below)
+            else:
+                total, missed = inside, False
+        keys, weights = keys[left], weights[left]
+        if keys.size == size:
+            break  # all keys are one and the same
+    order = np.argsort(-keys, kind="stable")
+    ordered = weights[order]
+    before = weight + running(ordered) - ordered
+    within = max(int(np.searchsorted(before, target)), 1)
+    return float(keys[order[within - 1]]), count + within
+
+
+def _bracket(keys: Floats, weights: Floats, share: float | None) -> tuple[np.float32, np.float32]:
+    """(low, high) keys between which the running weight most likely reaches `share` of the whole, by a sample; twice
+    the sample's median for None."""
+    stride = -(-keys.size // _SAMPLE)
+    sample = keys[::stride]
+    order = np.argsort(-sample)
+    if share is None:
+        median = sample[order[order.size // 2]]
+        return median, median
+    sums = running(weights[::stride][order])
+    rank = int(np.searchsorted(sums, share * sums[-1]))
+    return sample[order[min(rank + _MARGIN, order.size - 1)]], sample[order[max(rank - _MARGIN, 0)]]
 
 
 def running(weights: Floats) -> Doubles:
@@ -208,9 +249,9 @@ def running(weights: Floats) -> Doubles:
 def _kept(listed: Shortlist, keep: npt.NDArray[np.bool_]) -> Shortlist:
     """The survivors of a filter: whatever is unlisted no longer counts."""
     where = np.flatnonzero(keep)  # numpy gathers by index several times faster than by mask
-    values = listed.values[where]
-    mass = mass_of(values)
-    return Shortlist(listed.ids[where], values, -math.inf, (mass, mass))
+    weights = listed.weights[where]
+    mass = mass_of(weights)
+    return Shortlist(listed.ids[where], listed.values[where], weights, -math.inf, (mass, mass))
 
 
 def pick(weights: Floats, number: float) -> int:
@@ -235,13 +276,14 @@ def pick(weights: Floats, number: float) -> int:
     return int(np.flatnonzero(weights[:index])[-1])
 
 
-def best(listed: Shortlist, count: int) -> tuple[tuple[int, float], ...] | None:
-    """The `count` largest with all ties at the border, best first, as (id, value); None if the list is too short."""
+def best(ids: Ids, values: Floats, bound: float, count: int) -> tuple[tuple[int, float], ...] | None:
+    """The `count` largest of a list (see Shortlist) with all ties at the border, best first, as (id, value); None if
+    the list is too short."""
     if count == 0:
         return ()
-    border = _border(listed, count)
+    border = _border(values, bound, count)
     if border is None:
         return None
-    keep = np.flatnonzero(listed.values >= border)
-    keep = keep[np.argsort(-listed.values[keep], kind="stable")]
-    return tuple((int(listed.ids[i]), float(listed.values[i])) for i in keep)
+    keep = np.flatnonzero(values >= border)
+    keep = keep[np.argsort(-values[keep], kind="stable")]
+    return tuple((int(ids[i]), float(values[i])) for i in keep)

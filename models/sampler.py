@@ -124,7 +124,7 @@ def logprobs(rows: Floats, tokens: Sequence[int]) -> tuple[float, ...]:
     found = []
     for row, token in zip(rows, tokens, strict=True):
         values = tempered(row, float(row.max()), 1.0)
-        found.append(float(values[token]) - math.log(mass_of(values)))
+        found.append(float(values[token]) - math.log(mass_of(weights_of(values))))
     return tuple(found)
 
 
@@ -195,14 +195,14 @@ def penalise(logits: Floats, counts: Floats, params: SamplingParams) -> Floats:
 
 def _greedy(row: Floats, highest: float, params: SamplingParams) -> Choice:
     values = tempered(row, highest, 1.0)
-    log_mass = math.log(mass_of(values))
+    log_mass = math.log(mass_of(weights_of(values)))
     token = int(row.argmax())
     return Choice(token, float(values[token]) - log_mass, _top_of_row(values, log_mass, params.top_n_tokens))
 
 
 def _unfiltered(values: Floats, sampler: SequenceSampler) -> Choice:
     weights = weights_of(values)
-    log_mass = math.log(float(weights.sum(dtype=np.float64)))
+    log_mass = math.log(mass_of(weights))
     token = pick(weights, sampler.uniform())
     return Choice(token, float(values[token]) - log_mass, _top_of_row(values, log_mass, sampler.params.top_n_tokens))
 
@@ -211,7 +211,7 @@ def _top_of_row(values: Floats, log_mass: float, count: int) -> tuple[tuple[int,
     if count == 0:
         return ()
     ids, bound = largest(values, count)
-    top = best(Shortlist(ids, values[ids], bound, (math.nan, math.nan)), count)
+    top = best(ids, values[ids], bound, count)
     if top is None:
         raise AssertionError("a list of the largest `count` entries and their ties holds the best `count`")
     return _normalised(top, log_mass)
@@ -223,9 +223,9 @@ def _normalised(top: tuple[tuple[int, float], ...], log_mass: float) -> tuple[tu
 
 def _draw(left: Shortlist, sampler: SequenceSampler) -> Choice:
     """Draw among the survivors of the filters, in ascending id."""
-    index = pick(weights_of(left.values), sampler.uniform())
+    index = pick(left.weights, sampler.uniform())
     log_mass = math.log(left.mass[0])
-    top = best(left, sampler.params.top_n_tokens) or ()
+    top = best(left.ids, left.values, left.bound, sampler.params.top_n_tokens) or ()
     return Choice(int(left.ids[index]), float(left.values[index]) - log_mass, _normalised(top, log_mass))
 
 
@@ -272,7 +272,7 @@ def _proven_greedy(
     index = int(values.argmax())
     if sampler.penalised or values[index] <= bound:
         return None
-    top = best(Shortlist(ids, values, float(bound), (math.nan, math.nan)), sampler.params.top_n_tokens)
+    top = best(ids, values, float(bound), sampler.params.top_n_tokens)
     if top is None:
         return None
     return Choice(int(ids[index]), float(values[index]) - normaliser, _normalised(top, normaliser))
@@ -298,7 +298,7 @@ def _processed(
     bound = float(tempered(np.array([raw_bound], dtype=np.float32), highest, temperature)[0])
     mass = _mass_bounds(processed, values, normaliser, bound, sampler)
     possible = processed > -math.inf
-    return Shortlist(ids[possible], processed[possible], bound, mass)
+    return Shortlist(ids[possible], processed[possible], weights_of(processed[possible]), bound, mass)
 
 
 def _mass_bounds(
@@ -310,7 +310,7 @@ def _mass_bounds(
     sum(w ** (1/T)) <= U * max(w) ** (1/T - 1), and no unlisted weight w exceeds the bound's. Above it, or under
     penalties, nothing here bounds it.
     """
-    listed = mass_of(processed)
+    listed = mass_of(weights_of(processed))
     temperature = sampler.params.temperature
     if bound == -math.inf:
         return listed, listed

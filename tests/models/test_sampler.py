@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backend import Candidates, Logits, TokenIds
-from models.draws import Shortlist as List
-from models.draws import best, largest, pick, uniform
+from models.draws import best, largest, pick, reach, uniform
 from models.protocol import SamplingParams
 from models.sampler import Choice, SequenceSampler, choose, sample
 
@@ -109,7 +108,7 @@ def nucleus_reference(kept: list[int], values: Row, weights: Row, p: float) -> l
 def typical_reference(kept: list[int], values: Row, weights: Row, p: float) -> list[int]:
     # Equal distances hang on the last bit, so this much is computed as the sampler does.
     total = float(weights[kept].sum(dtype=np.float64))
-    entropy = math.log(total) - float(np.dot(weights[kept].astype(np.float64), values[kept])) / total
+    entropy = math.log(total) - float(np.einsum("i,i->", weights[kept], values[kept], dtype=np.float64)) / total
     expected = np.float32(math.log(total) - entropy)
     distance = {i: abs(expected - values[i]) for i in kept}
     reached, border = 0.0, np.float32(0.0)
@@ -532,10 +531,29 @@ def test_the_short_list_holds_the_largest_and_bounds_the_rest(values: Row, count
 
 
 def test_the_best_of_a_list_too_short_to_know_them_is_unknown() -> None:
-    listed = List(np.array([2, 5]), row_of(1.0, 3.0), bound=1.0, mass=(0.0, INF))
+    ids, values = np.array([2, 5]), row_of(1.0, 3.0)
 
-    assert best(listed, 1) == ((5, 3.0),)
-    assert best(listed, 2) is None
+    assert best(ids, values, 1.0, 1) == ((5, 3.0),)
+    assert best(ids, values, 1.0, 2) is None
+
+
+@given(st.integers(1, 20_000).flatmap(lambda size: rows(st.just(size))), st.floats(1e-9, 1.0))
+@settings(max_examples=150, deadline=None)
+def test_the_border_is_where_the_running_weight_reaches_the_target(values: Row, share: float) -> None:
+    keys = values[values > -INF] - values.max()
+    weights = np.exp(keys)[::-1].copy() if share > 0.5 else np.exp(keys)  # weights that do not follow the keys as well
+    target = share * float(weights.sum(dtype=np.float64))
+
+    border, count = reach(keys, weights, target)
+
+    order = np.argsort(-keys, kind="stable")
+    assert border == keys[order[count - 1]]
+    slack = 1e-9 * float(weights.sum(dtype=np.float64))
+    ahead = weights[keys > border].sum(dtype=np.float64)
+    assert ahead < target + slack or count == 1
+    assert ahead + weights[keys == border].sum(dtype=np.float64) >= target - slack
+    if np.count_nonzero(keys == border) == 1:
+        assert count == np.count_nonzero(keys >= border)
 
 
 def test_choose_does_not_advance() -> None:
