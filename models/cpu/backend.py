@@ -28,6 +28,7 @@ from models.backend import (
 )
 from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
 from models.cpu import host
+from models.planner import within_window
 from models.protocol import CpuOptions, Description, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
@@ -64,6 +65,7 @@ class CpuBackend:
         """Imports torch, checks config and headers, and reads the files ahead as far as memory allows."""
         try:
             self._spec = read_spec(self._directory)
+            self._options = within_window(self._spec, self._options)
             _check_options(self._options, self._spec)
             self._checkpoint = open_checkpoint(self._directory, self._spec)
         except (SpecError, CheckpointError) as error:
@@ -222,11 +224,6 @@ def _check_options(options: CpuOptions, spec: ModelSpec) -> None:
         raise ConfigurationError(
             f"n_positions {options.n_positions} is over the model's max_position_embeddings "
             f"{spec.max_position_embeddings}: lower n_positions"
-        )
-    if spec.sliding_window is not None and options.n_positions > spec.sliding_window:
-        raise ConfigurationError(
-            f"n_positions {options.n_positions} is over the model's sliding_window {spec.sliding_window}, and sliding "
-            f"attention is not supported: set n_positions to at most {spec.sliding_window}"
         )
 
 

@@ -1,7 +1,8 @@
 """Refuses, before anything loads, what transformers-neuronx 0.13 would run wrongly or not at all.
 
-Several of these would give fluent nonsense rather than an error there: it ignores biases, a head_dim of its own and a
-sliding window. Knows config.json, the options and the names of the files, not the library.
+Several of these would give fluent nonsense rather than an error there: it ignores biases and a head_dim of its own. It
+ignores a sliding window too, to which the options are cut before. Knows config.json, the options and the names of the
+files, not the library.
 """
 
 from __future__ import annotations
@@ -74,11 +75,6 @@ def _of_buckets(name: str, buckets: Sequence[int], n_positions: int) -> Iterator
 
 
 def _of_both(spec: ModelSpec, options: NeuronOptions) -> Iterator[str]:
-    longest, window = spec.max_position_embeddings, spec.sliding_window
+    longest = spec.max_position_embeddings
     if options.n_positions > longest:
         yield f"n_positions {options.n_positions} is above the model's max_position_embeddings, {longest}"
-    if window is not None and window < options.n_positions:
-        yield (
-            f"n_positions {options.n_positions} is above the model's sliding_window, {window}, which the Neuron graphs "
-            f"ignore: set n_positions to {window} at most, and let token_buckets end there"
-        )

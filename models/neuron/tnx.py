@@ -24,6 +24,7 @@ from models.neuron.artifacts import ArtifactError
 from models.neuron.graphs import GraphRequest, graphs_from_store, request_for
 from models.neuron.sampling import SlotSampling
 from models.neuron.timeouts import exec_timeout_s
+from models.planner import within_window
 from models.protocol import Description, NeuronOptions, SamplingParams, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
@@ -57,8 +58,8 @@ class NeuronBackend:
 
     def stage(self, progress: ProgressCallback) -> None:
         """Check model and options, import the library, map the checkpoint and read it ahead; touches no device."""
-        options = self._options
-        spec, checkpoint = _read(self._directory, options)
+        spec, checkpoint, options = _read(self._directory, self._options)
+        self._options = options
         self._limits = StepLimits(
             slots=options.slots,
             n_positions=options.n_positions,
@@ -193,13 +194,15 @@ class NeuronBackend:
         return tuple(seconds[: len(contexts)]), tuple(seconds[len(contexts) :])
 
 
-def _read(directory: Path, options: NeuronOptions) -> tuple[ModelSpec, Checkpoint]:
-    """The model's shapes and its checkpoint, headers verified; ConfigurationError if it cannot run with `options`."""
+def _read(directory: Path, options: NeuronOptions) -> tuple[ModelSpec, Checkpoint, NeuronOptions]:
+    """The model's shapes, its checkpoint with headers verified, and the options within its sliding window, which the
+    graphs ignore. ConfigurationError if it cannot run with them."""
     try:
         spec = read_spec(directory)
+        options = within_window(spec, options)
         checks.check(spec, options)
         checks.check_files(directory)
-        return spec, open_checkpoint(directory, spec)
+        return spec, open_checkpoint(directory, spec), options
     except (SpecError, CheckpointError) as error:
         raise ConfigurationError(str(error)) from error
 

@@ -24,6 +24,7 @@ from server.commands import settings_of
 from server.errors import ConfigurationError
 from server.host import available_bytes
 from server.settings import ModelSettings
+from server.swap.windows import cut
 
 DESCRIPTION = (
     "Say what the configured models take of the NeuronCores and of the host, how long they load, and how fast they can "
@@ -39,13 +40,15 @@ _NAME_WIDTH, _CELL_WIDTH = 35, 27
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """One model: where its shapes come from, whether it fits (`refusal` says why not), and its table."""
+    """One model: where its shapes come from, whether it fits (`refusal` says why not), its table, and what was `cut` of
+    its options to its sliding window."""
 
     model: ModelSettings
     spec: ModelSpec | None
     shapes: str
     refusal: str | None
     table: Table | None
+    cut: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +120,21 @@ def _instance(models: Sequence[ModelSettings], name: str | None) -> Instance:
 
 
 def _plan(model: ModelSettings, basis: Basis) -> ModelPlan:
-    options = model.device
-    if not isinstance(options, CpuOptions | NeuronOptions):
+    if not isinstance(model.device, CpuOptions | NeuronOptions):
         return ModelPlan(model, None, "", None, None)
     spec, shapes = _spec(model)
+    model, note = cut(model, spec)
+    options = model.device
     if isinstance(options, CpuOptions):
-        return ModelPlan(model, spec, shapes, refusal(spec, options, available_bytes()), cpu_table(spec, options))
+        reason, table = refusal(spec, options, available_bytes()), cpu_table(spec, options)
+        return ModelPlan(model, spec, shapes, reason, table, note)
+    assert isinstance(options, NeuronOptions)
     instance = basis.instance
     reason = refusal(spec, options, instance.host_free_bytes)
     if options.tp_degree > instance.cores:
         reason = f"tp_degree is {options.tp_degree}, and {instance.name} has {instance.cores} NeuronCores"
     table = neuron_table(spec, options, instance, basis.workload, basis.disk_bytes_per_s)
-    return ModelPlan(model, spec, shapes, reason, table)
+    return ModelPlan(model, spec, shapes, reason, table, note)
 
 
 def _spec(model: ModelSettings) -> tuple[ModelSpec, str]:
@@ -181,6 +187,8 @@ def _model_lines(plan: ModelPlan) -> list[str]:
     if plan.table is None:
         return [f"{plan.model.id}: a simulated device, nothing to plan"]
     lines = [f"{plan.model.id}: {_verdict(plan)}", f"  shapes: {plan.shapes}"]
+    if plan.cut:
+        lines.append(f"  {plan.cut.removeprefix(plan.model.id + ': ')}")
     if isinstance(options, NeuronOptions):
         lines.append(
             f"  tp_degree {options.tp_degree}, {options.slots} slots x {options.n_positions} positions, "
@@ -230,6 +238,7 @@ def _json(plans: Sequence[ModelPlan], basis: Basis) -> str:
                 "device": plan.model.device,
                 "shapes": plan.shapes,
                 "refusal": plan.refusal,
+                "cut": plan.cut,
                 "table": plan.table,
             }
             for plan in plans

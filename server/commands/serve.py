@@ -11,6 +11,7 @@ from server.commands import flags_of, refuse, settings_of
 from server.configuration import without_effect
 from server.observe.logs import logging_to
 from server.settings import Settings
+from server.swap.windows import within_windows
 from server.variables import MODEL_ID, VARIABLES, WITHOUT_EFFECT, flag
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal; 0 when it stopped as asked, 1 when it could not run."""
-    settings = settings_of(arguments)
+    settings, cuts = within_windows(settings_of(arguments))
     with logging_to(sys.stderr, settings.server.log_level, settings.server.json_output):
         for origin in without_effect(settings, os.environ, flags_of(arguments)):
             logger.warning("%s has no effect in this configuration", origin)
+        for note in cuts:
+            logger.warning("%s", note)
         return _serve(settings)
 
 

@@ -69,10 +69,12 @@ def test_options_out_of_range_are_refused(
     assert says in _stage_refusal(tiny_checkpoint("llama3"), _options(**changes))
 
 
-def test_positions_beyond_a_sliding_window_are_refused(tiny_checkpoint: Callable[..., Path]) -> None:
-    directory = tiny_checkpoint("mistral", sliding_window=48)
-    assert "set n_positions to at most 48" in _stage_refusal(directory, _options())
-    CpuBackend(directory, _options(n_positions=48)).stage(_ignore)
+def test_a_sliding_window_caps_the_positions_of_a_slot(tiny_checkpoint: Callable[..., Path]) -> None:
+    backend = CpuBackend(tiny_checkpoint("mistral", sliding_window=48), _options())
+    backend.stage(_ignore)
+    description = backend.load(_ignore)
+    assert (description.n_positions, description.token_buckets) == (48, (48,))
+    assert max(description.context_buckets) <= 48
 
 
 def test_a_checkpoint_that_does_not_fit_its_config_is_refused(damaged: Callable[..., Path]) -> None:

@@ -36,7 +36,6 @@ def test_the_three_families_pass(tiny_checkpoint: Checkpoint, family: str) -> No
         ("llama3", {"attention_bias": True}, "biases"),
         ("llama3", {"mlp_bias": True}, "biases"),
         ("mistral", {"head_dim": 32}, "head_dim 32"),
-        ("mistral", {"sliding_window": 128}, "set n_positions to 128 at most"),
         ("llama3", {"max_position_embeddings": 128}, "max_position_embeddings, 128"),
     ],
 )
@@ -67,10 +66,6 @@ def test_other_cores_are_refused_with_an_example(
     text = _refusal(tiny_checkpoint("llama3"), options)
     assert f'cores is "{cores}"' in text
     assert example in text
-
-
-def test_a_sliding_window_that_is_never_left_passes(tiny_checkpoint: Checkpoint) -> None:
-    check(read_spec(tiny_checkpoint("mistral", sliding_window=256)), OPTIONS)
 
 
 @pytest.mark.parametrize(

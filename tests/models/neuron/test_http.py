@@ -128,6 +128,18 @@ def test_a_sequence_reaches_n_positions(servers: Pair) -> None:
     assert greedy(neuron, "hello", None) == greedy(cpu, "hello", None)
 
 
+def test_a_sliding_window_caps_what_a_request_may_take(
+    tiny_checkpoint: Callable[..., Path], start_neuron: Start, start_cpu: Start
+) -> None:
+    directory = tiny_checkpoint("mistral", sliding_window=48)
+    neuron = start_neuron(neuron_model("model", directory, **TINY_BUCKETS))
+    cpu = start_cpu(directory, **TINY, chunk=64)
+    for server in (neuron, cpu):
+        server.wait_available()
+        assert server.get("/info").json()["max_total_tokens"] == 48
+    assert greedy(neuron, "hello", None) == greedy(cpu, "hello", None)
+
+
 def test_a_prompt_over_the_largest_bucket_is_a_clients_mistake(servers: Pair) -> None:
     neuron, _ = servers
     answer = neuron.post("/generate", {"inputs": "x" * 40, "parameters": {"max_new_tokens": 2}})

@@ -99,6 +99,13 @@ def test_each_model_gets_a_configuration_of_its_own(built: list[Any], tiny_check
     assert built[0]["neuron_config"] is not built[2]["neuron_config"]
 
 
+def test_a_sliding_window_caps_the_positions_of_a_slot(built: list[Any], tiny_checkpoint: Checkpoint) -> None:
+    backend = _staged(tiny_checkpoint("mistral", sliding_window=48))
+    assert (built[0]["n_positions"], built[0]["context_length_estimate"]) == ([32, 48], [16, 32])
+    description = backend.load(_silent)
+    assert (description.n_positions, description.token_buckets) == (48, (32, 48))
+
+
 @pytest.mark.usefixtures("faked")
 def test_the_runtime_gets_its_cores_and_a_time_limit(tiny_checkpoint: Checkpoint) -> None:
     backend = _staged(tiny_checkpoint("llama3"), tp_degree=1)

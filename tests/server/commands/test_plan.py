@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from models.planner.hardware import GIB
+from models.planner.shapes import published_spec
 from server.commands import plan
 from server.configuration import load_settings
 from server.errors import ConfigurationError
@@ -226,6 +228,19 @@ class TestCpu:
         assert answer.exit_code == 1
         assert 'It fits with dtype = "bfloat16"' in answer.text
         assert printed(one_model('kind = "cpu"\ndtype = "bfloat16"')).exit_code == 0
+
+
+class TestASlidingWindow:
+    def test_cuts_the_slots_and_the_plan_says_so(
+        self, printed: Plan, one_model: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        shapes = dataclasses.asdict(published_spec(MISTRAL))
+        names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
+        config = {names.get(name, name): value for name, value in shapes.items() if name != "architecture"}
+        (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": 4096}))
+        answer = printed(one_model('kind = "neuron"\nslots = 4\nn_positions = 8192\ntoken_buckets = [8192]', path="."))
+        assert "4 slots x 4096 positions, context buckets 256 1024 2048, token buckets 4096" in answer.text
+        assert "  n_positions 8192 is cut to the model's sliding_window, 4096" in answer.text
 
 
 class TestRefusals:

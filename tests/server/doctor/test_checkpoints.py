@@ -139,3 +139,12 @@ def test_the_embedded_model_that_was_not_prepared_yet_is_a_warning(laptop: Any) 
     found = laptop.trouble(checkpoints={"small": missing})
     assert (found.level, found.check) == ("warn", "model")
     assert "python -m models.cpu.embedded" in found.advice
+
+
+def test_a_slot_longer_than_the_sliding_window_is_a_warning_and_planned_as_it_will_be(inf2: Any) -> None:
+    name, checkpoint = next(iter(inf2.capture.checkpoints.items()))
+    windowed = dataclasses.replace(checkpoint, spec=dataclasses.replace(checkpoint.spec, sliding_window=2048))
+    troubles = [found for found in inf2.findings(checkpoints={name: windowed}) if found.level != "ok"]
+    assert [(found.level, found.check) for found in troubles] == [("warn", "window"), ("fail", "artifacts")]
+    assert "n_positions 4096 is cut to the model's sliding_window, 2048" in troubles[0].text
+    assert "options.n_positions is 4096 there and 2048 here" in troubles[1].text
