@@ -53,7 +53,11 @@ _CODES = {
     2: _configuration("invalid NEFF or tensor", _COMPILE_AGAIN),
     3: _restart("invalid handle"),
     4: _memory("an allocation failed", _USE_LESS),
-    5: _restart("timeout"),
+    5: _restart(
+        "timeout",
+        "if it repeats while loading, set NEURON_RT_EXEC_TIMEOUT to more seconds; else stop and start the instance, or "
+        "replace it",
+    ),
     6: _replace("hardware error"),
     7: _restart("the queue of executions is full"),
     9: _restart("not enough free NeuronCores", _HELD),

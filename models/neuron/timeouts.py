@@ -12,9 +12,9 @@ from models.planner.timing import decode_step, prefill
 from models.protocol import NeuronOptions
 from models.spec import ModelSpec
 
-LEAST_S = 2
-# Of the pessimistic prediction, which is itself 3.5 times the physical floor: nothing healthy comes near it.
-FACTOR = 3.0
+LEAST_S = 1
+# Of the pessimistic prediction, which is itself 3.5 times the physical floor or more: nothing healthy comes near it.
+FACTOR = 2.0
 
 
 def exec_timeout_s(spec: ModelSpec, options: NeuronOptions) -> int:

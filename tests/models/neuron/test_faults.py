@@ -37,7 +37,11 @@ def test_a_failed_load_says_whether_a_retry_makes_sense(error: Exception, kind: 
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
-        (RuntimeError("nrt_execute status=5"), DeviceError, "(timeout: if it repeats, stop and start the instance"),
+        (
+            RuntimeError("nrt_execute status=5"),
+            DeviceError,
+            "(timeout: if it repeats while loading, set NEURON_RT_EXEC_TIMEOUT",
+        ),
         (RuntimeError("nrt_execute status = 1006"), DeviceError, "(out of bounds"),
         (RuntimeError("nrt_execute status: 1201"), DeviceError, "(uncorrectable device memory error"),
         (RuntimeError("no code at all"), DeviceError, "RuntimeError: no code at all"),

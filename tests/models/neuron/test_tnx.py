@@ -110,8 +110,8 @@ def test_a_sliding_window_caps_the_positions_of_a_slot(built: list[Any], tiny_ch
 def test_the_runtime_gets_its_cores_and_a_time_limit(tiny_checkpoint: Checkpoint) -> None:
     backend = _staged(tiny_checkpoint("llama3"), tp_degree=1)
     assert os.environ["NEURON_RT_NUM_CORES"] == "1"
-    assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "2"
-    assert backend.load(_silent).runtime_timeout_s == 2.0
+    assert os.environ["NEURON_RT_EXEC_TIMEOUT"] == "1"
+    assert backend.load(_silent).runtime_timeout_s == 1.0
 
 
 @pytest.mark.usefixtures("faked")
