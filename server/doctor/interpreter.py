@@ -9,8 +9,8 @@ import sys
 from server.doctor.capture import Interpreter
 
 PACKAGES = (
-    "msgspec", "numpy", "torch", "safetensors", "transformers", "accelerate", "transformers-neuronx", "torch-neuronx",
-    "neuronx-cc", "libneuronxla",
+    "msgspec", "numpy", "llguidance", "torch", "safetensors", "transformers", "accelerate",
+    "transformers-neuronx", "torch-neuronx", "neuronx-cc", "libneuronxla",
 )  # fmt: skip
 _LIST_TIMEOUT_S = 30.0
 # The import brings in torch and its device library: seconds on a fast disk, a minute on a cold one.

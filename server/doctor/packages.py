@@ -22,6 +22,8 @@ from server.doctor.releases import (
 from server.settings import Settings
 
 _EVERY_WORKER = ("msgspec", "numpy")
+# models/matcher.py asks for it when the first grammar comes.
+_GRAMMARS = "llguidance"
 _CPU_WORKER = ("torch", "safetensors")
 _NEURON_PACKAGES = tuple(PLACEHOLDERS)
 _INSTALL = (
@@ -111,6 +113,12 @@ def _every_worker(interpreter: Interpreter) -> Iterator[Finding]:
         yield ok("worker.python", f"{interpreter.python}, Python {interpreter.version}")
     install = f"{interpreter.python} -m pip install {' '.join(_EVERY_WORKER)}"
     yield from _missing(interpreter, _EVERY_WORKER, install)
+    if _GRAMMARS not in interpreter.packages:
+        yield warn(
+            "packages",
+            f"{interpreter.python} lacks {_GRAMMARS}: requests with a grammar or tools fail",
+            f"{interpreter.python} -m pip install '{_GRAMMARS}>=1.9,<2'",
+        )
 
 
 def _missing(interpreter: Interpreter, wanted: tuple[str, ...], advice: str) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ Start = Callable[..., Any]
 SERVER = """
 [worker]
 restarts = 5
+# The emulator computes on a processor that others use too: no time of its warm-up is a promise.
+step_floor = 30
 {python}
 [swap]
 residents = {residents}
@@ -121,6 +123,14 @@ def test_a_prompt_of_one_token_harms_no_sequence_beside_it(servers: Pair) -> Non
         alone = [greedy(neuron, letter, 4, truncate=1) for letter in "abc"]
         assert [answer.result() for answer in beside] == [greedy(cpu, prompt, 30) for prompt in PROMPTS[:2]]
     assert alone == [greedy(cpu, letter, 4, truncate=1) for letter in "abc"]
+
+
+def test_a_grammar_is_followed(servers: Pair) -> None:
+    neuron, cpu = servers
+    grammar = {"type": "regex", "value": "[ab]{6}(cd)+"}
+    written = [generate(server, "hello", max_new_tokens=12, grammar=grammar) for server in (neuron, cpu)]
+    assert [token["id"] for token in written[0]["tokens"]] == [token["id"] for token in written[1]["tokens"]]
+    assert set("".join(token["text"] for token in written[0]["tokens"])[:6]) <= set("ab")
 
 
 def test_a_sequence_reaches_n_positions(servers: Pair) -> None:

@@ -35,6 +35,7 @@ LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 NEURON_PACKAGES = {
     "msgspec": "0.19.0",
     "numpy": "1.26.4",
+    "llguidance": "1.9.1",
     "torch": "2.5.1",
     "safetensors": "0.4.5",
     "transformers": "4.47.1",
@@ -135,7 +136,7 @@ def laptop() -> Machine:
         system_packages={},
         instance=Instance("LENOVO", ""),
         interpreters={"": Interpreter("/usr/bin/python3", "3.12.1", {
-            "msgspec": "0.19.0", "numpy": "2.1.0", "torch": "2.13.0", "safetensors": "0.5.0"})},
+            "msgspec": "0.19.0", "numpy": "2.1.0", "llguidance": "1.9.1", "torch": "2.13.0", "safetensors": "0.5.0"})},
         checkpoints={"small": Checkpoint("/models/small", GIB // 2)},
     )  # fmt: skip
     return machine

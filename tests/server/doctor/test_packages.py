@@ -45,6 +45,13 @@ def test_what_every_worker_needs(laptop: Any, missing: str) -> None:
     assert "pip install msgspec numpy" in found.advice
 
 
+def test_a_worker_without_the_grammar_library_serves_all_but_grammars(inf2: Any) -> None:
+    found = inf2.trouble(interpreters=changed(inf2, llguidance=None))
+    assert (found.level, found.check) == ("warn", "packages")
+    assert "requests with a grammar or tools fail" in found.text
+    assert "pip install 'llguidance>=1.9,<2'" in found.advice
+
+
 def test_a_cpu_worker_without_torch(laptop: Any) -> None:
     found = laptop.trouble(interpreters=changed(laptop, torch=None))
     assert found.level == "fail"
