@@ -1,4 +1,4 @@
-"""What the API process asks of the machine that it runs on."""
+"""What both processes ask of the machine that they run on. The standard library alone."""
 
 from __future__ import annotations
 

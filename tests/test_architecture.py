@@ -20,6 +20,7 @@ DEVICE_LIBRARIES = ("torch", "torch_neuronx", "transformers", "transformers_neur
 MODELS_THE_SERVER_KNOWS = (
     *("models.protocol", "models.spec", "models.families", "models.planner", "models.grammar"),
     *("models.neuron.artifacts", "models.neuron.building"),  # manifests, hashes, renames: the standard library alone
+    "models.host",  # free memory: the standard library alone
     "models.neuron.status",  # what the runtime's log means: the standard library alone
 )
 PURE = ("server/engine/scheduler.py", "server/deadlines.py", "server/swap/policy.py", "models/planner")
@@ -27,7 +28,7 @@ IMPURE_IMPORTS = ("asyncio", "time", "datetime", "socket", "random", "secrets", 
 
 # From the bottom up: a module imports its own layer and those below it (docs/architecture.md).
 LAYERS = (
-    ("server.errors", "server.core", "server.settings", "server.variables", "server.host"),
+    ("server.errors", "server.core", "server.settings", "server.variables"),
     (
         "server.configuration",
         "server.text",

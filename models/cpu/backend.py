@@ -28,6 +28,7 @@ from models.backend import (
 )
 from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
 from models.cpu import host
+from models.host import available_bytes
 from models.planner import within_window
 from models.protocol import CpuOptions, Description, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
@@ -71,7 +72,7 @@ class CpuBackend:
         except (SpecError, CheckpointError) as error:
             raise ConfigurationError(str(error)) from error
         host.import_torch(self._options.threads)
-        budget = host.available_bytes() - _WARM_RESERVE
+        budget = available_bytes() - _WARM_RESERVE
         if not warm_page_cache(self._checkpoint.entries, budget, lambda done, total: progress("staging", done, total)):
             progress("staging", 1, 1)
 
@@ -233,7 +234,7 @@ def _check_memory(spec: ModelSpec, options: CpuOptions, dtype_bytes: int) -> Non
     copies = spec.vocab_size * spec.hidden_size * dtype_bytes if spec.tied else 0
     weights = spec.weight_bytes(dtype_bytes) + copies
     cache = options.slots * options.n_positions * spec.kv_bytes_per_token(dtype_bytes)
-    available = host.available_bytes()
+    available = available_bytes()
     if weights + cache > available:
         raise OutOfMemoryError(
             f"the model needs {weights / 1e9:.1f} GB for weights and {cache / 1e9:.1f} GB for {options.slots} slots of "

@@ -1,4 +1,4 @@
-"""What the backend asks of the machine: memory, processors, number formats, and torch set up for them."""
+"""What the backend asks of the machine: processors, number formats, and torch set up for them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,6 @@ def compute_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> Literal["fl
     if wanted != "auto":
         return wanted
     return "bfloat16" if _BFLOAT16_FLAGS & _cpu_flags() else "float32"
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping, as the kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_name() -> str:

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from models.backend import ConfigurationError, OutOfMemoryError, ProgressCallback
+from models.host import available_bytes
 from models.neuron.artifacts import MANIFEST, ArtifactError, Ingredients, Toolchain, ingredients_of, resolve, store_of
 from models.neuron.building import Build, building
 from models.protocol import NeuronOptions
@@ -184,17 +185,9 @@ def _compiled(waiting: dict[str, list[Any]]) -> Iterator[tuple[str, bytes]]:
 
 def compiler_workers(graphs: int, memory: Callable[[], int] | None = None) -> int:
     """How many graphs to compile at once: as many as fit memory and processors, one where memory is small."""
-    by_memory = (memory or available_memory)() // _COMPILER_MEMORY
+    by_memory = (memory or available_bytes)() // _COMPILER_MEMORY
     by_processors = (os.cpu_count() or 1) // _COMPILER_PROCESSORS
     return max(1, min(graphs, by_memory, by_processors))
-
-
-def available_memory() -> int:
-    """Bytes that this machine can give out without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def toolchain_of(library: ModuleType) -> Toolchain:

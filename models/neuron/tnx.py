@@ -18,7 +18,7 @@ import numpy as np
 
 from models.backend import ConfigurationError, DeviceError, Logits, ProgressCallback, Scores, StepError, TokenIds
 from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm_page_cache
-from models.cpu.host import available_bytes
+from models.host import available_bytes
 from models.neuron import checks, faults
 from models.neuron.artifacts import ArtifactError
 from models.neuron.graphs import GraphRequest, graphs_from_store, request_for

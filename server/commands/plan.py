@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from models.host import available_bytes
 from models.planner import refusal, residents_refusal
 from models.planner.hardware import DISK_BYTES_PER_S, INSTANCES, Instance, smallest_instance
 from models.planner.memory import core_memory
@@ -22,7 +23,6 @@ from models.protocol import CpuOptions, NeuronOptions
 from models.spec import ModelSpec, SpecError, read_spec
 from server.commands import settings_of
 from server.errors import ConfigurationError
-from server.host import available_bytes
 from server.settings import ModelSettings
 from server.swap.windows import cut
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 
+from models.host import available_bytes
 from models.protocol import Remedy
 from server.admission import Admission
 from server.core import Request, Timings
 from server.engine.generation import Generation
 from server.errors import IncompleteGeneration, Unavailable
-from server.host import available_bytes
 from server.observe.metrics import Metrics
 from server.settings import Settings
 from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server import host
+from models import host
 
 
 def test_the_kernels_estimate_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

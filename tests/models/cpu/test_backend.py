@@ -140,7 +140,7 @@ def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(
 ) -> None:
     backend = CpuBackend(tiny_checkpoint("llama3"), _options(slots=8))
     backend.stage(_ignore)
-    monkeypatch.setattr(host, "available_bytes", lambda: 400_000)
+    monkeypatch.setattr("models.cpu.backend.available_bytes", lambda: 400_000)
     with pytest.raises(OutOfMemoryError, match=r"8 slots of 64 positions; 0\.0 GB are available"):
         backend.load(_ignore)
 
@@ -152,7 +152,7 @@ def test_an_allocation_that_fails_is_an_out_of_memory_error(
     directory = tiny_checkpoint("llama3", max_position_embeddings=2**40)
     backend = CpuBackend(directory, _options(slots=2**8, n_positions=2**38))
     backend.stage(_ignore)
-    monkeypatch.setattr(host, "available_bytes", lambda: 2**80)
+    monkeypatch.setattr("models.cpu.backend.available_bytes", lambda: 2**80)
     with pytest.raises(OutOfMemoryError):
         backend.load(_ignore)
 
