@@ -96,9 +96,9 @@ def _run_steps(link: Link, steps: Steps) -> None:
         if not isinstance(command, Feed | Decode):
             raise ConfigurationError(f"a loaded worker takes Feed and Decode, not {type(command).__name__}")
         began = time.perf_counter()
-        stepped = steps.run(command)
-        link.send(msgspec.structs.replace(stepped, idle_s=began - ended))
+        stepped = msgspec.structs.replace(steps.run(command), idle_s=began - ended)
         ended = time.perf_counter()
+        link.send(stepped)
 
 
 def _fault(error: Exception) -> Fault:

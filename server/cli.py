@@ -21,6 +21,7 @@ COMMANDS = {
     "compile": "build the graphs of a Neuron model ahead of time",
     "artifacts": "list, verify, push and pull compiled graphs",
     "plan": "print what a configuration takes and gives: memory, times, tokens per second, dollars",
+    "bench": "measure the engine on a simulated device, a running server, or an exchange of models",
     "doctor": "examine this machine: what is in order, what is not, and what to do",
 }
 

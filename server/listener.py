@@ -12,8 +12,9 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -26,6 +27,7 @@ except ImportError:  # uvloop has no build for this platform
     import asyncio as loops  # type: ignore[no-redef]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 KEEP_ALIVE_S = 75  # longer than the 60 s after which load balancers drop idle connections: they must close first
 LAST_WRITES_S = 5  # for clients to take the ends of their answers, once all work is over
@@ -49,32 +51,42 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 def run(app: ASGIApp, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> bool:
     """Serve `app` until a signal, then until `stop_gracefully` returns. False when the app did not start."""
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        lifespan="on",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=LAST_WRITES_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        ws="none",
-        http=Connection,
-    )
-    server = _Server(config)
-    loops.run(_serve(server, listening, stop_gracefully))
+    server = Server(app)
+    run_on_loop(_serve(server, listening, stop_gracefully))
     return server.started
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, with the signals left to us."""
+def run_on_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end on the event loop that the server uses."""
+    result: T = loops.run(main)
+    return result
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server as this project runs it, with the signals left to us."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_config=None,
+                lifespan="on",
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=LAST_WRITES_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                ws="none",
+                http=Connection,
+            )
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def _serve(server: _Server, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> None:
+async def _serve(server: Server, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> None:
     asked = asyncio.create_task(_first_signal())
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     host, port = listening.getsockname()[:2]

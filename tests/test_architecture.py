@@ -41,6 +41,7 @@ LAYERS = (
     ("server.swap",),
     ("server.api",),
     ("server.app", "server.listener", "server.doctor"),
+    ("server.bench",),
     ("server.commands",),
     ("server.cli",),
 )

@@ -16,7 +16,7 @@ from typing import Protocol
 from models.protocol import Command, Decode, Description, Drawn, Feed, Stepped
 from server.core import Request, Timings
 from server.engine.generation import Generation
-from server.engine.scheduler import FeedPlan, Plan, Scheduler
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
 from server.errors import GenerationError, ServeError
 from server.observe.metrics import Method, Metrics
 from server.text.tokenizer import Tokenizer
@@ -162,7 +162,14 @@ class Engine:
         for drawn in report.drawn:
             self._deliver(scheduler, drawn)
         self._pump()
-        self._metrics.observe_step(_method(plan), report.device_s, 1 if isinstance(plan, FeedPlan) else len(plan.live))
+        self._metrics.observe_step(
+            _method(plan),
+            report.device_s,
+            len(plan.live) if isinstance(plan, DecodePlan) else 1,
+            drawn=len(report.drawn),
+            sampling_s=report.sampling_s,
+            idle_s=report.idle_s,
+        )
 
     def fail_all(self, error: Callable[[], ServeError]) -> None:
         """End every sequence with an error of its own."""

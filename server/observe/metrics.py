@@ -102,12 +102,27 @@ class Metrics:
         self._gauge("tgi_batch_current_max_tokens", "Tokens the running requests may come to hold").set(held)
         self._gauge("tgi_batch_max_total_tokens", "Tokens that all slots hold").set(limit)
 
-    def observe_step(self, method: Method, seconds: float, requests: int = 0) -> None:
-        """A step is done: `seconds` on the device for `requests` sequences (0: not told)."""
+    def observe_step(
+        self,
+        method: Method,
+        seconds: float,
+        requests: int = 0,
+        *,
+        drawn: int = 0,
+        sampling_s: float = 0.0,
+        idle_s: float = 0.0,
+    ) -> None:
+        """A step is done: `seconds` on the device for `requests` sequences (0: not told).
+
+        `drawn`: the tokens it brought; `sampling_s`: what the host took for them; `idle_s`: how long the
+        device stood still before it.
+        """
         self._counter("tgi_batch_inference_count", "Steps", ("method",)).labels(method).inc()
         self._counter("tgi_batch_inference_success", "Steps done", ("method",)).labels(method).inc()
         self._seconds("tgi_batch_inference_duration", seconds, method)
         self._seconds("tgi_batch_forward_duration", seconds, method)
+        self._seconds("neuronx_serve_step_sampling_seconds", sampling_s, method)
+        self._seconds("neuronx_serve_step_idle_seconds", idle_s, method)
         if requests:
             self._histogram("tgi_batch_next_size", "Requests in a step", BATCH_BUCKETS).observe(requests)
 

@@ -53,10 +53,12 @@ def test_an_answer_of_one_token_has_no_interval() -> None:
 def test_failures_and_steps_carry_their_labels() -> None:
     metrics = Metrics()
     metrics.request_failed("dropped")
-    metrics.observe_step("decode", 0.02, requests=3)
+    metrics.observe_step("decode", 0.02, requests=3, drawn=2, sampling_s=0.004, idle_s=0.001)
     metrics.step_failed("decode")
     assert value(metrics, 'tgi_request_failure{err="dropped"}') == 1
     assert value(metrics, 'tgi_batch_inference_count{method="decode"}') == 2
+    assert value(metrics, 'neuronx_serve_step_sampling_seconds_sum{method="decode"}') == 0.004
+    assert value(metrics, 'neuronx_serve_step_idle_seconds_sum{method="decode"}') == 0.001
     assert value(metrics, 'tgi_batch_inference_success{method="decode"}') == 1
     assert value(metrics, 'tgi_batch_inference_failure{method="decode"}') == 1
     assert value(metrics, 'tgi_batch_forward_duration_sum{method="decode"}') == 0.02

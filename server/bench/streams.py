@@ -1,0 +1,180 @@
+"""Clients of a running server, TGI's route or OpenAI's: what each stream sees, and when.
+
+As a program it takes a Load on stdin, asks for all of it at once, and prints the tokens of each answer: clients in a
+process of their own take no time from the server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from server.errors import ConfigurationError
+
+try:
+    import httpx
+except ImportError:  # the extra `bench` is not installed
+    httpx = None  # type: ignore[assignment]
+
+Route = Literal["tgi", "openai"]
+CONNECT_S = 10.0
+ANSWER_S = 600.0
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """One request: `tokens` are asked for; `parameters` are TGI's further ones."""
+
+    prompt: str
+    tokens: int
+    parameters: dict[str, Any] = {}
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Requests for one server."""
+
+    url: str
+    route: Route
+    streams: list[Stream]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a client saw, in seconds of its own clock. `error` is empty if the stream came to its end."""
+
+    asked_at: float
+    token_at: list[float] = field(default_factory=list)
+    ended_at: float = 0.0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    error: str = ""
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = _Delta()
+
+
+class _Details(msgspec.Struct):
+    generated_tokens: int
+    input_length: int = 0
+
+
+class _Event(msgspec.Struct):
+    """The fields of both routes that matter here; TGI's errors are text, OpenAI's an object."""
+
+    token: dict[str, Any] | None = None
+    details: _Details | None = None
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+def client(concurrency: int) -> httpx.AsyncClient:
+    """A connection for each stream; ConfigurationError when httpx is not installed."""
+    if httpx is None:
+        raise ConfigurationError("bench needs httpx: pip install 'neuronx-serve[bench]'")
+    timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+    return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=concurrency), trust_env=False)
+
+
+async def answer(http: httpx.AsyncClient, url: str, route: Route, stream: Stream) -> Answer:
+    """Ask and read to the end. What goes wrong is in `error`."""
+    seen = Answer(time.monotonic())
+    path, body = _request(route, stream)
+    try:
+        async with http.stream("POST", url.rstrip("/") + path, json=body) as response:
+            if response.status_code != 200:
+                content = (await response.aread()).decode("utf-8", "replace")
+                seen.error = f"{path} answered {response.status_code}: {content[:200]}"
+            else:
+                async for event in _events(response):
+                    _note(seen, event)
+    except (httpx.HTTPError, msgspec.DecodeError) as error:
+        seen.error = f"{path}: {type(error).__name__}: {error}"
+    seen.ended_at = time.monotonic()
+    seen.tokens = seen.tokens or len(seen.token_at)
+    if not seen.error and not seen.token_at:
+        seen.error = f"{path} sent no token"
+    return seen
+
+
+async def count_tokens(http: httpx.AsyncClient, url: str, text: str) -> int:
+    """Tokens of `text` by the server's own tokenizer, 0 when it does not say. RuntimeError: it cannot be reached."""
+    try:
+        counted = await http.post(url.rstrip("/") + "/tokenize", json={"inputs": text})
+        return len(counted.json()) if counted.status_code == 200 else 0
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RuntimeError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _request(route: Route, stream: Stream) -> tuple[str, dict[str, Any]]:
+    if route == "tgi":
+        parameters = {"max_new_tokens": stream.tokens, "details": True, **stream.parameters}
+        return "/generate_stream", {"inputs": stream.prompt, "parameters": parameters}
+    return "/v1/chat/completions", {
+        "model": "tgi",
+        "messages": [{"role": "user", "content": stream.prompt}],
+        "max_tokens": stream.tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The payload of each event, as soon as it is whole."""
+    rest = b""
+    async for chunk in response.aiter_raw():
+        *whole, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
+        for block in whole:
+            if block.startswith(b"data:") and (payload := block[5:].strip()) != b"[DONE]":
+                yield payload
+
+
+def _note(seen: Answer, payload: bytes) -> None:
+    event = _decoder.decode(payload)
+    if event.error is not None:
+        seen.error = f"the stream ended with an error: {event.error}"
+    elif event.token is not None or any(choice.delta.content for choice in event.choices):
+        seen.token_at.append(time.monotonic())
+    if event.details is not None:
+        seen.tokens, seen.prompt_tokens = event.details.generated_tokens, event.details.input_length
+    if event.usage is not None:
+        seen.tokens, seen.prompt_tokens = event.usage.completion_tokens, event.usage.prompt_tokens
+
+
+async def answers(load: Load) -> Sequence[Answer]:
+    """All streams at once."""
+    async with client(len(load.streams)) as http:
+        return await asyncio.gather(*(answer(http, load.url, load.route, stream) for stream in load.streams))
+
+
+def main() -> int:
+    """See the module."""
+    load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
+    seen = asyncio.run(answers(load))
+    for each in seen:
+        if each.error:
+            print(each.error, file=sys.stderr)
+    sys.stdout.buffer.write(msgspec.json.encode([each.tokens for each in seen]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""`neuronx-serve bench`: measure the engine, a running server, or an exchange of models."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from server.bench import exchange, remote, report, simulated, table
+from server.bench.timeline import EngineFigures
+from server.commands import refuse
+from server.commands.terminal import ProgressLine
+
+DESCRIPTION = (
+    "Measure. --simulated: the engine against a device with set step times, as ratios to that device; --http puts the "
+    "HTTP server and clients around it. --swap: an exchange of two simulated models under running streams. --url: a "
+    "running server, through TGI's route or OpenAI's. The columns are defined in server/bench/."
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One of the three kinds, and how much of it."""
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--simulated", action="store_true", help="the engine against a simulated device")
+    kind.add_argument("--swap", action="store_true", help="an exchange of two simulated models")
+    kind.add_argument("--url", help="a running server, as http://127.0.0.1:8080")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of JSON objects")
+    engine = parser.add_argument_group("with --simulated")
+    engine.add_argument("--http", action="store_true", help="over HTTP; adds api_cpu_us_per_token")
+    engine.add_argument(
+        "--streams", type=_counts, default=[1, 10, 32, 64], help="default 1,10,32,64 (--swap: the first)"
+    )
+    engine.add_argument("--step-ms", type=_milliseconds, default=[20.0, 10.0], help="default 20,10")
+    engine.add_argument("--vocab", type=_counts, default=[49_152, 128_256], help="default 49152,128256")
+    engine.add_argument("--greedy", action="store_true", help="no sampling (default: temperature, top-p and top-k)")
+    parser.add_argument("--tokens", type=_count, default=200, help="new tokens a request; default 200")
+    server = parser.add_argument_group("with --url")
+    server.add_argument("--route", choices=("tgi", "openai"), default="tgi", help="default tgi")
+    server.add_argument("--concurrency", type=_counts, default=[1, 4, 10], help="default 1,4,10")
+    server.add_argument("--requests", type=_count, default=0, help="at each concurrency; default four times as many")
+    server.add_argument("--seconds", type=float, default=900.0, help="ask no more after this long; default 900")
+    server.add_argument("--report", type=Path, metavar="FILE", help="write the plots as one page of HTML")
+    parser.add_argument("--load-s", type=float, default=3.0, help="with --swap: seconds a load takes; default 3")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing."""
+    progress = ProgressLine(sys.stderr)
+    try:
+        if arguments.url:
+            rows = _shown(remote.ClientFigures, _remote(arguments, progress), progress)
+        elif arguments.swap:
+            rows = _shown(exchange.ExchangeFigures, _exchanges(arguments, progress), progress)
+        else:
+            rows = _shown(EngineFigures, _simulated(arguments, progress), progress)
+    except RuntimeError as error:
+        progress.close()
+        return refuse(error, 1)
+    if arguments.json:
+        arguments.json.write_bytes(table.to_json(rows))
+    if arguments.url and arguments.report:
+        title = f"neuronx-serve bench of {arguments.url}"
+        subtitle = f"Prompts of about 104 tokens, {arguments.tokens} new tokens, route {arguments.route}."
+        seen = [row for row in rows if isinstance(row, remote.ClientFigures)]
+        arguments.report.write_text(report.page(seen, title=title, subtitle=subtitle), "utf-8")
+    return 0
+
+
+def _shown(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct], progress: ProgressLine) -> list[msgspec.Struct]:
+    print(table.heading(kind))
+    seen = []
+    for row in rows:
+        progress.close()
+        print(table.line(row), flush=True)
+        seen.append(row)
+    return seen
+
+
+def _simulated(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[EngineFigures]:
+    chosen = simulated.cases(arguments.streams, arguments.step_ms, arguments.vocab)
+    for number, (streams, step_ms, vocab) in enumerate(chosen):
+        progress.update(f"{streams} streams, {step_ms:g} ms, vocabulary {vocab}: case", number + 1, len(chosen))
+        yield simulated.measure(
+            simulated.Case(
+                streams=streams,
+                step_ms=step_ms,
+                vocab=vocab,
+                tokens=arguments.tokens,
+                sampling=simulated.GREEDY if arguments.greedy else simulated.SAMPLING,
+                over_http=arguments.http,
+            )
+        )
+
+
+def _exchanges(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[exchange.ExchangeFigures]:
+    cases = [0, *(streams for streams in arguments.streams if streams > 1)][:2]
+    for number, streams in enumerate(cases):
+        progress.update(f"an exchange under {streams} streams: case", number + 1, len(cases))
+        yield exchange.measure(streams, arguments.load_s)
+
+
+def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[remote.ClientFigures]:
+    for concurrency in arguments.concurrency:
+        requests = arguments.requests or 4 * concurrency
+        row = asyncio.run(
+            remote.measure(
+                arguments.url,
+                arguments.route,
+                concurrency=concurrency,
+                requests=requests,
+                tokens=arguments.tokens,
+                seconds=arguments.seconds,
+                progress=_counting(progress, f"{concurrency} at once, requests", requests),
+            )
+        )
+        if row.error:
+            print(f"{row.failed} of {row.failed + row.requests} failed: {row.error}", file=sys.stderr)
+        yield row
+
+
+def _counting(progress: ProgressLine, phase: str, total: int) -> Callable[[int], None]:
+    return lambda done: progress.update(phase, done, total)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
+    return value
+
+
+def _milliseconds(text: str) -> list[float]:
+    values = [float(part) for part in text.split(",")]
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"{min(values):g} must be above 0")
+    return values

@@ -1,0 +1,75 @@
+"""What clients of a running server saw, as figures and as a page."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from server.bench import table
+from server.bench.remote import ClientFigures, figures
+from server.bench.report import page
+from server.bench.streams import Answer
+
+
+def answered(asked_at: float, *token_at: float, prompt_tokens: int = 100) -> Answer:
+    return Answer(asked_at, list(token_at), token_at[-1], len(token_at), prompt_tokens)
+
+
+def test_the_figures_of_two_streams() -> None:
+    row = figures(2, [answered(0.0, 1.0, 2.0, 3.0), answered(0.0, 2.0, 4.0)])
+    assert (row.requests, row.failed, row.new_tokens, row.seconds) == (2, 0, 5, 4.0)
+    assert row.tokens_per_s == 5 / 4
+    assert (row.latency_avg, row.latency_p50) == (3.5, 3.5)
+    assert (row.ttft_p50, row.inter_token_ms_p50) == (1.5, 1000.0)
+    assert (row.requests_per_min, row.tokens_per_min) == (30.0, 60 * 205 / 4)
+
+
+def test_what_failed_is_counted_apart_and_told() -> None:
+    row = figures(2, [answered(0.0, 1.0), Answer(0.0, error="/generate_stream answered 429")])
+    assert (row.requests, row.failed, row.error) == (1, 1, "/generate_stream answered 429")
+    assert math.isnan(row.inter_token_ms_p50)
+    assert b'"inter_token_ms_p50": null' in table.to_json([row])
+
+
+def test_nothing_answered_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="none of 1 requests was answered: gone"):
+        figures(1, [Answer(0.0, error="gone")])
+
+
+class Elements(HTMLParser):
+    """The tags of a page; every one that needs it must be closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+        if tag not in ("meta", "line", "path", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "path", "circle"):
+            assert self.open.pop() == tag
+
+
+def rows() -> list[ClientFigures]:
+    return [figures(count, [answered(0.0, 1.0, 1.0 + count / 10)] * count) for count in (10, 1, 4)]
+
+
+def test_the_page_draws_every_row_and_needs_nothing_else() -> None:
+    text = page(rows(), title="a <server>", subtitle="of mine")
+    elements = Elements(text)
+    assert elements.open == []
+    assert elements.seen.count("svg") == 6
+    assert elements.seen.count("circle") == 3 * (3 + 2 * 3)
+    assert "a &lt;server&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert not {"script", "link", "img"} & set(elements.seen)
+    assert "http" not in text
+    places = [text.index(f"<tr><td>{concurrency}</td>") for concurrency in (1, 4, 10)]
+    assert places == sorted(places)
