@@ -61,7 +61,8 @@ class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field
     """The CPU backend: torch with static slots.
 
     `layout` "fixed" uses only row counts that were proven, at load and on this CPU, to give a row the same bits, so a
-    slot's numbers never depend on its neighbours (the guaranteed mode, with float32); "packed" leaves the proof out.
+    slot's numbers never depend on its neighbours (the guaranteed mode, with float32); "packed" attends for all slots
+    at once, faster with many, and leaves the proof out.
     `chunk` (tokens a feed may bring at once) is at most `n_positions`. `threads` 0: as many as there are CPUs.
     """
 

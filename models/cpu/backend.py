@@ -2,7 +2,8 @@
 
 In the layout "fixed" with float32, a slot's logits are the same bits whatever its neighbours do: each row attends over
 its own slot alone, and the row counts of the matrix products are proven harmless on this CPU at load (rows.py).
-"packed" computes exactly the live rows, unproven. torch is imported when the backend stages, not before.
+"packed" computes exactly the live rows, attends with all of them at once, and proves nothing. torch is imported when
+the backend stages, not before.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class CpuBackend:
     def _build(self, checkpoint: Checkpoint, dtype: str, progress: ProgressCallback) -> None:
         import torch
 
+        from models.cpu.attention import one_by_one, together
         from models.cpu.cache import KvCache
         from models.cpu.decoder import Decoder
         from models.cpu.loading import load_weights
@@ -121,7 +123,8 @@ class CpuBackend:
             weights = load_weights(checkpoint, self._spec, kind, lambda done, total: progress("weights", done, total))
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
-            self._decoder = Decoder(self._spec, weights, self._cache, rope, kind)
+            attention = one_by_one if self._options.layout == "fixed" else together
+            self._decoder = Decoder(self._spec, weights, self._cache, rope, kind, attention)
 
     def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:
         """Seconds of a step of all slots at full length, and of a feed of one chunk; proves the row counts first."""

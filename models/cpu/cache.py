@@ -36,12 +36,26 @@ class KvCache:
         self.layers = torch.zeros((spec.layers, slots, 2 * spec.kv_heads, padded, spec.head_dim), dtype=dtype).unbind(0)
         self._keys = [layer[:, : spec.kv_heads] for layer in self.layers]
         self._values = [layer[:, spec.kv_heads :] for layer in self.layers]
+        self.dtype = dtype
+        self._padded = padded
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
     def span(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first `length` positions of a slot, each (1, kv_heads, length, head_dim)."""
         one = slice(slot, slot + 1)
         return self._keys[layer][one, :, :length], self._values[layer][one, :, :length]
+
+    def spans(self, layer: int, first: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `length` positions of neighbouring slots, (slots, kv_heads, length, head_dim).
+
+        What a slot does not hold is zero.
+        """
+        some = slice(first, first + slots)
+        return self._keys[layer][some, :, :length], self._values[layer][some, :, :length]
+
+    def rounded(self, length: int, multiple: int) -> int:
+        """`length` rounded up to `multiple` as far as there are positions."""
+        return min(-(-length // multiple) * multiple, self._padded)
 
     def check_reachable(self, slot: int, position: int) -> None:
         """StepError when writing at `position` would leave a gap behind what the slot holds."""
@@ -51,6 +65,7 @@ class KvCache:
 
     def fed(self, slot: int, tokens: Sequence[int], position: int) -> None:
         """Note that `tokens` are written from `position` on; what came behind is forgotten."""
+        self._clear(slot, position + len(tokens))
         self._tokens[slot][position:] = tokens
 
     def stepped(self, live: Sequence[SlotInput]) -> Writes:
@@ -64,11 +79,21 @@ class KvCache:
 
     def forget(self) -> None:
         """Every slot is empty."""
-        for tokens in self._tokens:
+        for slot, tokens in enumerate(self._tokens):
+            self._clear(slot, 0)
             tokens.clear()
 
     def _step(self, row: SlotInput) -> bool:
         tokens = self._tokens[row.slot]
         held = row.position < len(tokens) and tokens[row.position] == row.token
+        self._clear(row.slot, row.position + 1)
         tokens[row.position :] = [row.token]
         return not held
+
+    def _clear(self, slot: int, start: int) -> None:
+        """Zero what a slot holds from `start` on: a mask hides numbers from a kernel, but not what is no number."""
+        held = len(self._tokens[slot])
+        if held > start:
+            with torch.inference_mode():
+                for layer in self.layers:
+                    layer[slot, :, start:held] = 0.0

@@ -1,7 +1,7 @@
 """The forward pass of a Llama-architecture decoder on torch: rows of tokens in, logits out.
 
 The weights of the RMS norms are folded into the linears behind them (see loading.py); the residual stream is float32.
-A decode step attends slot by slot, each over exactly its own length, so no shape in it depends on a neighbour.
+How the rows of a decode step attend is chosen outside (attention.py).
 Knows nothing of what the rows mean beyond slot and position, and checks nothing.
 """
 
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.cpu.attention import StepAttention
 from models.cpu.cache import KvCache, Writes
 from models.cpu.linear import Linear
 from models.cpu.rope import RotaryTables
 from models.protocol import SlotInput
 from models.spec import ModelSpec
-
-_CACHE_LINE = 64
 
 # (layer, heads): heads is (rows, heads + 2 * kv_heads, head_dim), turned; answers (rows, heads * head_dim).
 Attention = Callable[[int, Tensor], Tensor]
@@ -50,36 +49,34 @@ class Decoder:
     """A loaded model over the slots of one cache. `dtype` is that of the linears and the cache."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, cache: KvCache, rope: RotaryTables, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        cache: KvCache,
+        rope: RotaryTables,
+        dtype: torch.dtype,
+        step_attention: StepAttention,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._cache = cache
         self._rope = rope
         self._dtype = dtype
-        # Kernels may round differently by alignment: where rows do not all begin on a cache line, queries are copied.
-        row_bytes = (spec.heads + 2 * spec.kv_heads) * spec.head_dim * dtype.itemsize
-        self._aligned = row_bytes % _CACHE_LINE == 0
+        self._step_attention = step_attention
 
     def decode(self, live: Sequence[SlotInput], writes: Writes, count: int) -> Tensor:
         """One token a row, computed as `count` rows with idle ones behind `live`. Logits float32 (live, vocab_size)."""
         cache, spec = self._cache, self._spec
-        places = [(row.slot, row.position + 1) for row in live]
         idle = count - len(live)
         every_row = len(writes.rows) == count
-        unattended = torch.zeros((idle, spec.heads, 1, spec.head_dim), dtype=self._dtype)
+        unattended = torch.zeros((idle, spec.heads, spec.head_dim), dtype=self._dtype)
+        attend_live = self._step_attention(cache, live)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             written = heads[:, spec.heads :]
             cache.layers[layer][writes.slots, :, writes.positions] = written if every_row else written[writes.rows]
-            queries = heads[:, None, : spec.heads, None].unbind(0)
-            if not self._aligned:
-                queries = tuple(query.clone() for query in queries)
-            attended = [
-                functional.scaled_dot_product_attention(query, *cache.span(layer, slot, length), enable_gqa=True)
-                for query, (slot, length) in zip(queries, places, strict=False)  # idle rows attend to nothing
-            ]
-            return torch.cat((*attended, unattended)).view(count, -1)
+            attended = attend_live(layer, heads[: len(live), : spec.heads])
+            return (torch.cat((attended, unattended)) if idle else attended).view(count, -1)
 
         tokens = torch.tensor([row.token for row in live] + [0] * idle)
         positions = torch.tensor([row.position for row in live] + [0] * idle)

@@ -34,11 +34,11 @@ def _proven(rounding: Callable[[int, int], float]) -> tuple[int, ...]:
 
 
 def test_a_kernel_that_computes_each_row_alike_may_have_any_count() -> None:
-    assert _proven(lambda place, rows: 0.5) == (1, 2, 3, 4, 6, 8)
+    assert _proven(lambda place, rows: 0.5) == (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def test_a_vector_kernel_for_one_row_is_left_out() -> None:
-    assert _proven(lambda place, rows: 0.25 if rows == 1 else 0.5) == (2, 3, 4, 6, 8)
+    assert _proven(lambda place, rows: 0.25 if rows == 1 else 0.5) == (2, 3, 4, 5, 6, 7, 8)
 
 
 def test_a_kernel_that_blocks_by_the_count_keeps_the_full_count() -> None:
@@ -61,12 +61,12 @@ def test_counts_the_probe_steps_beforehand(slots: int) -> None:
 
 
 @given(st.integers(1, 70))
-def test_a_step_is_padded_by_less_than_half(slots: int) -> None:
+def test_a_step_is_padded_by_an_eighth_at_most(slots: int) -> None:
     counts = candidate_counts(slots)
     for live in range(1, slots + 1):
         (_, count), *more = runs(live, counts)
         assert not more
-        assert live <= count < 1.5 * live
+        assert live <= count <= (live if live <= 16 else 1.125 * live)
 
 
 @given(st.integers(1, 70), st.sets(st.integers(1, 16), min_size=1))
