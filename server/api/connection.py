@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with two more promises.
 
 An app can drop a connection whose reader has stalled: closing it politely waits for the reader,
-scope["extensions"]["connection"]["abort"] does not.
+scope["extensions"]["connection"]["abort"] does not. ["congested"] says whether the next send would wait for the reader.
 
 A client that half-closes, as `nc -N` does, still gets its answer, and one that is gone is still noticed at once. Both
 look the same until something is sent: so the next bytes of the answer that are certain are sent early (the first of
@@ -31,7 +31,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: its scope learns to drop the connection, and may say what a silent stream sends."""
         super().on_message_begin()
-        self.scope["extensions"] = {"connection": {"abort": self.transport.abort}}
+        self.scope["extensions"] = {"connection": {"abort": self.transport.abort, "congested": self._congested}}
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. True keeps the connection open for the answer that is under way."""
@@ -55,6 +55,9 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._half_closed and self.cycle.response_complete and not self.pipeline:
             self.transport.close()
+
+    def _congested(self) -> bool:
+        return self.flow.write_paused
 
     def _look(self) -> None:
         """Drop the connection if the client has refused what was sent, else look again later."""

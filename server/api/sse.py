@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -30,76 +29,12 @@ def event(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
-class Outbox:
-    """What a stream still has to send: its events as they are produced, and a comment after a silence.
-
-    The producer runs in a task of its own from the first read on, so it never waits for a slow reader.
-    """
-
-    def __init__(self, events: AsyncGenerator[bytes, None], keepalive_s: float) -> None:
-        self._events = events
-        self._keepalive_s = keepalive_s
-        self._unsent: deque[bytes] = deque()
-        self._changed = asyncio.Event()
-        self._producer: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._last = 0.0
-
-    def __aiter__(self) -> Outbox:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._producer is None:
-            self._producer = asyncio.create_task(self._produce())
-            self._last = asyncio.get_running_loop().time()
-            self._arm(self._keepalive_s)
-        while not self._unsent:
-            if self._producer.done():
-                self._producer.result()
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        return self._unsent.popleft()
-
-    async def aclose(self) -> None:
-        """Stop the producer, running its cleanup; idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._producer is not None:
-            self._producer.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):  # __anext__ reports what it raised
-                await self._producer
-        await self._events.aclose()
-
-    async def _produce(self) -> None:
-        try:
-            async for chunk in self._events:
-                self._last = asyncio.get_running_loop().time()
-                self._unsent.append(chunk)
-                self._changed.set()
-        finally:
-            self._changed.set()
-
-    def _arm(self, delay: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
-
-    def _tick(self) -> None:
-        """One timer a stream, however many events: it looks when the last one was, and sleeps for the rest."""
-        now = asyncio.get_running_loop().time()
-        due = self._last + self._keepalive_s
-        if now >= due:
-            if not self._unsent:
-                self._unsent.append(KEEPALIVE)
-                self._changed.set()
-            self._last, due = now, now + self._keepalive_s
-        self._arm(due - now)
-
-
 class EventStream(EventSourceResponse):
     """200 and headers at once, then each chunk of `events` as it is produced, and the end of the body.
 
-    `events` is closed when the stream ends, however it ends. A reader that takes nothing for `write_timeout_s`
-    loses its connection.
+    After `keepalive_s` without an event comes a comment. `events` is closed when the stream ends, however it ends. A
+    reader that takes nothing for `write_timeout_s` loses its connection; what waits for it meanwhile must be kept by
+    whoever makes the events, as the queue of a generation does.
     """
 
     def __init__(
@@ -110,9 +45,15 @@ class EventStream(EventSourceResponse):
         write_timeout_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._outbox = Outbox(events, keepalive_s)
+        self._events = events
+        self._keepalive_s = keepalive_s
+        self._congested: Callable[[], bool] = lambda: True
+        self._sending = False
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
         super().__init__(
-            self._outbox,
+            events,
             headers={"content-type": "text/event-stream", "cache-control": "no-cache", **(headers or {})},
             ping=0,
             sep="\n",
@@ -121,14 +62,58 @@ class EventStream(EventSourceResponse):
         del self.headers["connection"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.get("extensions", {}).get("connection", {})["idle"] = KEEPALIVE
+        extension = scope.get("extensions", {}).get("connection", {})
+        extension["idle"] = KEEPALIVE
+        self._congested = extension.get("congested", self._congested)
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.warning("a reader took nothing for %g s: its connection is closed", self.send_timeout or 0.0)
-            connection = scope.get("extensions", {}).get("connection")
-            if connection is not None:  # api/connection.py; under another server closing is all there is
-                connection["abort"]()
+            if "abort" in extension:  # api/connection.py; under another server closing is all there is
+                extension["abort"]()
                 await receive()  # http.disconnect: the server knows, and misses no end of the body
         finally:
-            await self._outbox.aclose()
+            await self._events.aclose()
+
+    async def _stream_response(self, send: Send) -> None:
+        """Send all events; comments go in between from a timer while there is none."""
+        self._last = asyncio.get_running_loop().time()
+        self._arm(send, self._keepalive_s)
+        try:
+            await super()._stream_response(send)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._comment is not None:
+                self._comment.cancel()
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """A timeout costs as much as all the rest of a send: none is set up where the send cannot wait."""
+        self._sending = True
+        if self._congested():
+            await super()._send_with_timeout(send, message)
+        else:
+            await send(message)
+        self._sending = False
+        self._last = asyncio.get_running_loop().time()
+
+    def _arm(self, send: Send, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick, send)
+
+    def _tick(self, send: Send) -> None:
+        """One timer a stream, however many events: it looks when the last one was sent, and sleeps for the rest.
+
+        A reader that takes nothing gets no comments on top.
+        """
+        now = asyncio.get_running_loop().time()
+        due = self._last + self._keepalive_s
+        if now >= due:
+            if not self._sending and (self._comment is None or self._comment.done()):
+                self._comment = asyncio.create_task(_send_comment(send))
+            self._last, due = now, now + self._keepalive_s
+        self._arm(send, due - now)
+
+
+async def _send_comment(send: Send) -> None:
+    with contextlib.suppress(OSError):  # the client has left: the stream's own task is told so
+        await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
