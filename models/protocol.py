@@ -16,6 +16,10 @@ import msgspec
 # driver); another machine, or the same one stopped and started.
 Remedy = Literal["restart", "configuration", "reboot", "replace"]
 
+# What of a freed slot may serve another sequence. "tokens": all that was written, cut anywhere. "chunks": whole feeds
+# of `chunk` tokens, for a backend whose numbers depend on how a prompt was cut. "none": nothing.
+Reuse = Literal["none", "chunks", "tokens"]
+
 FRAME_LIMIT = 256 * 1024 * 1024
 _HEADER = struct.Struct("<I")
 
@@ -103,8 +107,8 @@ class SimulatedOptions(
 ):
     """A device with set times and a schedule of faults; its tokens are a function of the slot's own history.
 
-    Times are seconds. `faults` names what goes wrong at which call ("decode:12=exit", "load:0=configuration"):
-    see models/simulated.py.
+    Times are seconds. `reuse`: a slot that a decode leaves out keeps what it holds (needs `chunk`). `faults` names
+    what goes wrong at which call ("decode:12=exit", "load:0=configuration"): see models/simulated.py.
     """
 
     slots: int = 8
@@ -114,6 +118,7 @@ class SimulatedOptions(
     prefill_token_s: float = 0.0
     load_s: float = 0.0
     chunk: int = 0
+    reuse: bool = False
     answer_tokens: int = 0
     eos_token: int = 2
     faults: tuple[str, ...] = ()
@@ -128,6 +133,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     `chunk` > 0: a feed may start at any position, in pieces of at most `chunk` tokens ("extend"); 0: only whole
     prompts from position 0, up to the largest of `context_buckets`. `candidates` > 0: decode may answer with that
     many candidates a row. `step_s` and `feed_s` are measured seconds by bucket, in the order of the buckets.
+    `reuse`: a slot keeps what was written, also while decodes leave it out, for a feed behind it; needs `chunk`.
     `runtime_timeout_s` > 0: the device's own runtime gives a step up after that many seconds, and says why.
     """
 
@@ -137,6 +143,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     context_buckets: tuple[int, ...] = ()
     token_buckets: tuple[int, ...] = ()
     chunk: int = 0
+    reuse: Reuse = "none"
     candidates: int = 0
     prefill_logprobs: bool = False
     device_sampling: bool = False
@@ -183,6 +190,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Step: put `tokens` into `slot` from `position` on. `start` comes with the last piece of the prompt only.
 
+    The slot holds the first `reused` tokens of the prompt already: the piece at that position is the first.
+
     `scored` asks for logprobs of the prompt: token i of it is the one that follows `tokens[i]`. Needs a backend with
     the capability `prefill_logprobs`.
     """
@@ -192,6 +201,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sequence: int
     tokens: tuple[int, ...]
     position: int = 0
+    reused: int = 0
     start: Start | None = None
     scored: tuple[int, ...] = ()
 

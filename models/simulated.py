@@ -1,8 +1,9 @@
 """A device with set step times and a schedule of faults, for simulation, fault tests and benchmarks.
 
 Its logits are a hash of what the slot holds at the positions up to the one that is scored, so a missed write, a wrong
-position or a mixed-up slot changes the text. It does the damage that a Neuron device does: a slot that a decode call
-leaves out gets token 0 written at position 0. Knows no checkpoint; `directory` only keeps the marks of `once` faults.
+position or a mixed-up slot changes the text. Unless it is told to keep slots (`reuse`), it does the damage that a
+Neuron device does: a slot that a decode call leaves out gets token 0 written at position 0. Knows no checkpoint;
+`directory` only keeps the marks of `once` faults.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class SimulatedBackend:
             context_buckets=(options.n_positions,),
             token_buckets=(options.n_positions,),
             chunk=options.chunk,
+            reuse="tokens" if options.reuse else "none",
             prefill_logprobs=True,
             exact_replay=True,
             dtype="float32",
@@ -140,9 +142,10 @@ class SimulatedBackend:
         started = time.perf_counter()
         self._limits.check_decode(live)
         fault = self._strike("decode")
-        absent = np.ones(self._options.slots, np.bool_)
-        absent[[row.slot for row in live]] = False
-        self._cache[absent, 0] = _summand(np.zeros(1, np.int64), np.zeros(1, np.int64))
+        if not self._options.reuse:
+            absent = np.ones(self._options.slots, np.bool_)
+            absent[[row.slot for row in live]] = False
+            self._cache[absent, 0] = _summand(np.zeros(1, np.int64), np.zeros(1, np.int64))
         slots, tokens, positions = (np.array(column) for column in zip(*map(_columns, live), strict=True))
         self._cache[slots, positions] = _summand(tokens, positions)
         rows = self._rows([(row.slot, row.position) for row in live], fault)
@@ -222,6 +225,10 @@ def _check(options: SimulatedOptions) -> None:
     for name in ("step_s", "prefill_token_s", "load_s", "chunk", "answer_tokens"):
         if getattr(options, name) < 0:
             raise ConfigurationError(f"{name} is {getattr(options, name)}: it must not be negative")
+    if options.reuse and not options.chunk:
+        raise ConfigurationError(
+            "reuse needs chunk: only a feed that may start at any position goes on behind a prefix"
+        )
     if not 0 <= options.eos_token < options.vocab_size:
         raise ConfigurationError(f"eos_token {options.eos_token} is outside the vocabulary of {options.vocab_size}")
 

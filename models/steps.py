@@ -76,7 +76,7 @@ class Steps:
         )
 
     def _feed(self, feed: Feed) -> tuple[Drawn, ...]:
-        if feed.position and not self._holds(feed.slot, feed.sequence):
+        if feed.position > feed.reused and not self._holds(feed.slot, feed.sequence):
             return ()  # its first pieces were refused while this one was on its way
         try:
             matcher = self._matcher(feed.start) if feed.start is not None else None

@@ -15,7 +15,8 @@ class Request:
     """One validated generation, ready for the scheduler.
 
     `prompt` are the token ids after truncation; `text` is what was tokenised. `seed` is None when greedy.
-    `prompt_logprobs` asks for Finish.prompt.
+    `prompt_logprobs` asks for Finish.prompt. `scope` names whose it is: only requests of one scope profit from what
+    a slot still holds of each other's prompts.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Request:
     seed: int | None = None
     grammar: Grammar | None = None
     prompt_logprobs: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,14 @@ class Finish:
     """The end of a sequence. `text` is the whole answer without special tokens, stop string kept.
 
     `prompt` are the prompt's tokens, the first with the logprob NaN; empty unless they were asked for and the backend
-    scores prompts.
+    scores prompts. `reused_tokens` of the prompt were in the slot already, and not fed.
     """
 
     reason: FinishReason
     text: str
     generated_tokens: int
     prompt: tuple[Token, ...] = ()
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +79,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of an answer, EOS included."""
+    """Token counts of an answer, EOS included; `cached_tokens` of the prompt's were not fed again."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -66,9 +66,16 @@ class WorkerSettings(_Section, frozen=True):
 
 
 class SchedulerSettings(_Section, frozen=True):
-    """`decode_per_feed`: decode steps between two feeds while other sequences are live."""
+    """`decode_per_feed`: decode steps between two feeds while other sequences are live.
+
+    `reuse_prefixes`: a prompt that begins with what a free slot still holds goes on behind it, where the backend can;
+    `share_prefixes`: also when the two came with different API keys, which lets one learn from the time to its first
+    token what the other has asked.
+    """
 
     decode_per_feed: Count = 1
+    reuse_prefixes: bool = True
+    share_prefixes: bool = False
 
 
 class SwapSettings(_Section, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -35,6 +36,12 @@ def has_key(headers: Headers, key: str) -> bool:
     """Whether `Authorization: Bearer <key>` was sent; takes the same time for every wrong key of a length."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+
+
+def caller_of(headers: Headers) -> str:
+    """A name for the key that a request brings, whether this server checks it or a proxy before it; "" without one."""
+    given = headers.get("authorization", "")
+    return hashlib.blake2b(given.encode("latin-1"), digest_size=16).hexdigest() if given else ""
 
 
 def check_admin(request: Request, admin_key: str) -> None:

@@ -194,12 +194,19 @@ class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts."""
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Of the prompt's tokens, those that the device held already."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Token counts. TGI knows no details: they are there only where something was reused."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,4 +293,5 @@ def wire_prefill(tokens: Sequence[core.Token]) -> list[PrefillToken]:
 
 def wire_usage(usage: core.Usage) -> Usage:
     """Token counts as the OpenAI routes show them."""
-    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+    details = PromptTokensDetails(usage.cached_tokens) if usage.cached_tokens else None
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, details)

@@ -160,6 +160,7 @@ class Call:
             seed=sampling.seed if sampling.do_sample and not limits.device_sampling else None,
             grammar=grammar,
             prompt_logprobs=wanted.parameters.decoder_input_details,
+            scope="" if self.service.settings.scheduler.share_prefixes else self.account.caller,
         )
 
     async def _grammar(self) -> Grammar | None:
@@ -210,10 +211,11 @@ class Account:
     """Counts a request once as started and once by how it ended, whatever its number of sequences; fills its log line.
 
     The first sequence that fails decides for all of them. What happens to the connection after the last token of the
-    last sequence is no failure.
+    last sequence is no failure. `caller` tells the keys apart that requests come with.
     """
 
-    def __init__(self, metrics: Metrics, line: Line, model: Model, sequences: int = 1) -> None:
+    def __init__(self, metrics: Metrics, line: Line, model: Model, sequences: int = 1, caller: str = "") -> None:
+        self.caller = caller
         self._metrics = metrics
         self._line = line
         self._missing = sequences

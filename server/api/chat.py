@@ -163,7 +163,12 @@ def finish_reason(finish: core.Finish) -> str:
 
 def usage_of(call: Call, finish: core.Finish) -> Usage:
     """The tokens of one sequence."""
-    return wire_usage(core.Usage(len(call.admitted.prompt), finish.generated_tokens))
+    return wire_usage(tokens_of(call, finish))
+
+
+def tokens_of(call: Call, finish: core.Finish) -> core.Usage:
+    """What an answer cost."""
+    return core.Usage(len(call.admitted.prompt), finish.generated_tokens, finish.reused_tokens)
 
 
 def _logprobs(chat: Chat, outputs: list[core.Output]) -> ChatLogprobs | None:

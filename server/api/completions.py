@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import core
-from server.api.answers import Chunk, CompletionChoice, CompletionFinal, Usage, encode
+from server.api.access import caller_of
+from server.api.answers import Chunk, CompletionChoice, CompletionFinal, encode, wire_usage
 from server.api.call import Account, Call, Held
-from server.api.chat import FINGERPRINT, finish_of, finish_reason, stream_events, usage_of
+from server.api.chat import FINGERPRINT, finish_of, finish_reason, stream_events, tokens_of, usage_of
 from server.api.line import line_of
 from server.api.respond import event_stream, held_answer, json_response, summed_measurements
 from server.api.schema import CompletionRequest, GenerateParameters
@@ -52,7 +53,7 @@ async def answer_completion(request: Request, body: CompletionRequest, timings: 
 def _completion(request: Request, body: CompletionRequest, timings: core.Timings) -> Completion:
     service = service_of(request)
     model = service.model_for(request, body.model)
-    account = Account(service.metrics, line_of(request), model, len(body.prompt))
+    account = Account(service.metrics, line_of(request), model, len(body.prompt), caller=caller_of(request.headers))
     with account.sequence():
         if body.suffix is not None:
             raise UnsupportedSuffix()
@@ -96,7 +97,7 @@ def _parameters(body: CompletionRequest) -> GenerateParameters:
 async def _answer(completion: Completion) -> Response:
     answers = await collect_all(completion.calls)
     finishes = [finish_of(outputs) for outputs in answers]
-    usages = [usage_of(call, finish) for call, finish in zip(completion.calls, finishes, strict=True)]
+    costs = [tokens_of(call, finish) for call, finish in zip(completion.calls, finishes, strict=True)]
     answer = CompletionFinal(
         id=completion.id,
         created=completion.created,
@@ -106,7 +107,7 @@ async def _answer(completion: Completion) -> Response:
             CompletionChoice(index=index, text=finish.text, finish_reason=finish_reason(finish))
             for index, finish in enumerate(finishes)
         ],
-        usage=_summed(usages),
+        usage=wire_usage(_summed(costs)),
     )
     counted = zip(completion.calls, map(len, answers), strict=True)
     return json_response(answer, headers=summed_measurements(list(counted)))
@@ -123,11 +124,11 @@ async def collect_all(calls: Sequence[Call]) -> list[list[core.Output]]:
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _summed(usages: list[Usage]) -> Usage:
-    return Usage(
-        sum(usage.prompt_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.total_tokens for usage in usages),
+def _summed(costs: Sequence[core.Usage]) -> core.Usage:
+    return core.Usage(
+        sum(cost.prompt_tokens for cost in costs),
+        sum(cost.completion_tokens for cost in costs),
+        sum(cost.cached_tokens for cost in costs),
     )
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import core
+from server.api.access import caller_of
 from server.api.call import Account, Held
 from server.api.chat import Asked, answer_text
 from server.api.line import line_of
@@ -96,7 +97,7 @@ async def answer_chat(request: Request, body: ChatRequest, timings: core.Timings
     """The answer to a body that was read before."""
     service = service_of(request)
     model = service.model_for(request, body.model)
-    account = Account(service.metrics, line_of(request), model)
+    account = Account(service.metrics, line_of(request), model, caller=caller_of(request.headers))
     with account.sequence():
         offered = offer_of(body, model)
     asked = Asked(service, model, body, timings, account)

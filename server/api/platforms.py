@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import core
+from server.api.access import caller_of
 from server.api.answers import ErrorResponse
 from server.api.call import Account, Call, Held
 from server.api.chat import Asked, finish_of
@@ -63,7 +64,7 @@ async def vertex(request: Request) -> Response:
         return json_response(ErrorResponse("Input validation error", "Input validation error"), 422)
     service = service_of(request)
     model = service.model_for(request)
-    account = Account(service.metrics, line_of(request), model, len(body.instances))
+    account = Account(service.metrics, line_of(request), model, len(body.instances), caller=caller_of(request.headers))
     asked = Vertex(service, model, timings, account, ExitStack())
     try:
         return await held_answer(request, asked.held, asked.predicted(body.instances))

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 
 from server import core
+from server.api.access import caller_of
 from server.api.answers import (
     BestOfSequence,
     Details,
@@ -74,7 +75,13 @@ def _call(request: Request, body: GenerateRequest, timings: core.Timings, *, str
         add_special_tokens=True,
         stream=stream,
         timings=timings,
-        account=Account(service.metrics, line_of(request), model, sequences=body.parameters.best_of or 1),
+        account=Account(
+            service.metrics,
+            line_of(request),
+            model,
+            sequences=body.parameters.best_of or 1,
+            caller=caller_of(request.headers),
+        ),
     )
 
 

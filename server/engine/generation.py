@@ -36,6 +36,7 @@ class Generation:
         self.timings = timings
         self.emitted: list[int] = []
         self.replays = 0
+        self.reused = 0  # tokens of the prompt that its first slot held already
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.prompt)
         self._prompt_logprobs: dict[int, float] | None = None  # by position; None while the backend has given none
@@ -87,7 +88,7 @@ class Generation:
             reason = drawn.finish
         elif stopped:
             reason = "stop_sequence"
-        finish = Finish(reason, "".join(self._text), len(self.emitted), self._prompt()) if reason else None
+        finish = Finish(reason, "".join(self._text), len(self.emitted), self._prompt(), self.reused) if reason else None
         self._ended = finish is not None
         self._queue.put_nowait(Output(len(self.emitted), token, top, finish))
 

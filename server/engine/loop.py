@@ -17,6 +17,7 @@ from models.protocol import Command, Decode, Description, Drawn, Feed, Stepped
 from server.core import Request, Timings
 from server.engine.generation import Generation
 from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+from server.engine.slots import Prompt
 from server.errors import GenerationError, ServeError
 from server.observe.metrics import Method, Metrics
 from server.text.tokenizer import Tokenizer
@@ -38,8 +39,16 @@ class StepRunner(Protocol):
 class Engine:
     """All sequences of one model, in the order they came; with or without a worker to run them."""
 
-    def __init__(self, *, decode_per_feed: int, metrics: Metrics, on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        decode_per_feed: int,
+        metrics: Metrics,
+        on_ended: Callable[[], None],
+        reuse_prefixes: bool = True,
+    ) -> None:
         self._decode_per_feed = decode_per_feed
+        self._reuse_prefixes = reuse_prefixes
         self._metrics = metrics
         self._on_ended = on_ended
         self._ids = itertools.count(1)
@@ -89,7 +98,7 @@ class Engine:
 
     @property
     def replaying(self) -> bool:
-        """Whether a sequence that was parked, or lost its worker, has not yet got its next token since.
+        """Whether a sequence that was parked, or lost its worker or its slot, has not yet got its next token since.
 
         `caught_up_at` is when that was last over.
         """
@@ -107,7 +116,7 @@ class Engine:
         generation = Generation(next(self._ids), request, tokenizer, timings, self._cancelled)
         self._generations[generation.sequence] = generation
         if self._scheduler:
-            self._scheduler.add(generation.sequence, len(request.prompt))
+            self._scheduler.add(generation.sequence, _prompt(request))
             self._pump()
         return generation
 
@@ -116,11 +125,14 @@ class Engine:
         self._worker = worker
         self._scores_prompts = description.prefill_logprobs
         self._scheduler = Scheduler(
-            slots=description.slots, chunk=description.chunk, decode_per_feed=self._decode_per_feed
+            slots=description.slots,
+            chunk=description.chunk,
+            decode_per_feed=self._decode_per_feed,
+            reuse=description.reuse if self._reuse_prefixes else "none",
         )
         self._in_flight.clear()
         for generation in self._generations.values():
-            self._scheduler.add(generation.sequence, len(generation.request.prompt))
+            self._scheduler.add(generation.sequence, _prompt(generation.request))
             if generation.timings.started:
                 self._metrics.sequence_replayed()
             if generation.emitted:
@@ -154,6 +166,8 @@ class Engine:
             return  # of a worker that was detached
         plan = self._in_flight.popleft()
         self.turns += 1
+        if isinstance(plan, FeedPlan):
+            scheduler.fed(plan)
         for drawn in report.drawn:
             self._settle(scheduler, drawn)
         self._pump()
@@ -191,9 +205,11 @@ class Engine:
         return self._detached_at if generation.timings.started else generation.timings.arrived
 
     def _settle(self, scheduler: Scheduler, drawn: Drawn) -> None:
-        """Free the slots of sequences that the worker has ended."""
+        """Free the slots of sequences that the worker has ended, or whose content is worthless."""
         if drawn.finish in ("length", "eos_token"):
-            scheduler.remove(drawn.sequence)
+            generation = self._generations.get(drawn.sequence)
+            # The token that is drawn now was not written, all those before it were.
+            scheduler.remove(drawn.sequence, generation.emitted if generation else ())
 
     def _deliver(self, scheduler: Scheduler, drawn: Drawn) -> None:
         generation = self._generations.get(drawn.sequence)
@@ -203,6 +219,7 @@ class Engine:
         elif drawn.finish == "non_finite":
             self._replay_bad_row(scheduler, generation)
         elif drawn.finish in ("refused", "grammar"):
+            scheduler.remove(generation.sequence, None)
             self._forget(generation)
             generation.fail(GenerationError(_REFUSALS[drawn.finish]))
         else:
@@ -218,11 +235,14 @@ class Engine:
     def _replay_bad_row(self, scheduler: Scheduler, generation: Generation) -> None:
         generation.replays += 1
         if generation.replays > REPLAYS_OF_A_BAD_ROW:
+            scheduler.remove(generation.sequence, None)
             self._forget(generation)
             generation.fail(GenerationError("the device returned no finite numbers for this sequence, twice"))
         else:
             self._metrics.sequence_replayed()
-            scheduler.requeue(generation.sequence, len(generation.request.prompt))
+            if generation.emitted:
+                self._replaying.add(generation.sequence)
+            scheduler.requeue(generation.sequence, _prompt(generation.request))
 
     def _cancelled(self, generation: Generation) -> None:
         self._forget(generation)
@@ -230,9 +250,11 @@ class Engine:
 
     def _forget(self, generation: Generation) -> None:
         self._generations.pop(generation.sequence, None)
-        self._caught_up(generation)
         if self._scheduler:
-            self._scheduler.remove(generation.sequence)
+            # The last token was not written yet; while a replay goes on it is unknown how many were.
+            replays = generation.sequence in self._replaying
+            self._scheduler.remove(generation.sequence, () if replays else generation.emitted[:-1])
+        self._caught_up(generation)
         self._on_ended()
 
     def _caught_up(self, generation: Generation) -> None:
@@ -255,15 +277,23 @@ class Engine:
         generation = self._generations[plan.sequence]
         if not generation.timings.started:
             generation.timings.started = time.monotonic()
+            generation.reused = plan.reused
+        if plan.start == plan.reused:
+            self._metrics.prompt_fed(len(generation.request.prompt), plan.reused)
         return Feed(
             step=plan.step,
             slot=plan.slot,
             sequence=plan.sequence,
             tokens=generation.request.prompt[plan.start : plan.stop],
             position=plan.start,
+            reused=plan.reused,
             start=generation.start() if plan.last else None,
             scored=generation.scored(plan.start, plan.stop) if self._scores_prompts else (),
         )
+
+
+def _prompt(request: Request) -> Prompt:
+    return Prompt(request.prompt, request.scope, fresh=request.prompt_logprobs)
 
 
 def _method(plan: Plan) -> Method:

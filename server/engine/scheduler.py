@@ -1,21 +1,28 @@
-"""Which step the device runs next. Pure: events in, one plan out; no clock, no I/O, no tokens.
+"""Which step the device runs next. Pure: events in, one plan out; no clock, no I/O.
 
 First come, first served. One prompt is fed at a time, in pieces of at most `chunk` tokens where the backend can
 extend; between two feeds come at least `decode_per_feed` decode steps while others are live, none when nobody is.
+What a free slot holds already of a prompt is not fed again (slots.py).
 Plans may be asked for ahead of the results of earlier ones: a sequence that has ended in the meantime is skipped by
 the worker, which runs plans in order, so a freed slot may be fed again at once.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from models.protocol import Reuse
+from server.engine.slots import FreeSlots, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPlan:
-    """Put prompt tokens [start, stop) of `sequence` into `slot`; `last`: the prompt is complete then."""
+    """Put prompt tokens [start, stop) of `sequence` into `slot`; `last`: the prompt is complete then.
+
+    The first `reused` tokens were there already: the piece that starts behind them is the first.
+    """
 
     step: int
     slot: int
@@ -23,6 +30,7 @@ class FeedPlan:
     start: int
     stop: int
     last: bool
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +46,28 @@ Plan = FeedPlan | DecodePlan
 
 
 @dataclass(slots=True)
-class _Feeding:
+class _Occupant:
+    """A sequence with a slot: `planned` of its prompt's tokens are written or on their way, `written` surely."""
+
     sequence: int
-    prompt_tokens: int
     slot: int
-    fed: int = 0
+    prompt: Prompt
+    reused: int
+    planned: int
+    written: int
 
 
 class Scheduler:
     """The slots of one loaded model and who waits for them."""
 
-    def __init__(self, *, slots: int, chunk: int = 0, decode_per_feed: int = 1) -> None:
+    def __init__(self, *, slots: int, chunk: int = 0, decode_per_feed: int = 1, reuse: Reuse = "none") -> None:
         """`chunk` 0: prompts are fed whole."""
         self._chunk = chunk
         self._decode_per_feed = decode_per_feed
-        self._free = list(range(slots))  # a heap: the lowest slot first
-        self._waiting: OrderedDict[int, int] = OrderedDict()  # sequence -> prompt tokens
-        self._feeding: _Feeding | None = None
-        self._running: dict[int, int] = {}  # sequence -> slot
+        self._free = FreeSlots(slots, chunk=chunk, reuse=reuse)
+        self._waiting: OrderedDict[int, Prompt] = OrderedDict()
+        self._feeding: _Occupant | None = None
+        self._running: dict[int, _Occupant] = {}
         self._decodes_since_feed = 0
         self._step = 0
         self.admitting = True
@@ -75,25 +87,37 @@ class Scheduler:
         """The sequences that are being decoded."""
         return tuple(self._running)
 
-    def add(self, sequence: int, prompt_tokens: int) -> None:
+    def add(self, sequence: int, prompt: Prompt) -> None:
         """`sequence` waits behind all others."""
-        self._waiting[sequence] = prompt_tokens
+        self._waiting[sequence] = prompt
 
-    def requeue(self, sequence: int, prompt_tokens: int) -> None:
-        """`sequence` gives up its slot and is fed anew, before all others."""
-        self.remove(sequence)
-        self._waiting[sequence] = prompt_tokens
+    def requeue(self, sequence: int, prompt: Prompt) -> None:
+        """`sequence` gives up its slot, whose content is worthless, and is fed anew, before all others."""
+        self.remove(sequence, None)
+        self._waiting[sequence] = prompt
         self._waiting.move_to_end(sequence, last=False)
 
-    def remove(self, sequence: int) -> None:
-        """`sequence` ended or was cancelled: its slot is free. Unknown sequences are no error."""
-        if sequence in self._running:
-            heapq.heappush(self._free, self._running.pop(sequence))
-        elif self._feeding is not None and self._feeding.sequence == sequence:
-            heapq.heappush(self._free, self._feeding.slot)
+    def fed(self, plan: FeedPlan) -> None:
+        """The worker has done `plan`. Of a sequence that was removed meanwhile: no error."""
+        occupant = self._occupant(plan.sequence)
+        if occupant is not None:
+            occupant.written = plan.stop
+
+    def remove(self, sequence: int, answer: Sequence[int] | None = ()) -> None:
+        """`sequence` ended or was cancelled: its slot is free. Unknown sequences are no error.
+
+        `answer`: tokens that were surely written behind the whole prompt; None: nothing in the slot can be trusted.
+        """
+        self._waiting.pop(sequence, None)
+        occupant = self._occupant(sequence)
+        if occupant is None:
+            return
+        if occupant is self._feeding:
             self._feeding = None
         else:
-            self._waiting.pop(sequence, None)
+            del self._running[sequence]
+        written = 0 if answer is None else occupant.written
+        self._free.give_back(occupant.slot, occupant.prompt, written, answer or ())
 
     def plan(self) -> Plan | None:
         """The next step; None when there is nothing to do."""
@@ -101,29 +125,34 @@ class Scheduler:
             return self._feed(feeding)
         return self._decode() if self._running else None
 
+    def _occupant(self, sequence: int) -> _Occupant | None:
+        feeding = self._feeding
+        return feeding if feeding is not None and feeding.sequence == sequence else self._running.get(sequence)
+
     def _may_feed(self) -> bool:
         return not self._running or self._decodes_since_feed >= self._decode_per_feed
 
-    def _next_feeding(self) -> _Feeding | None:
+    def _next_feeding(self) -> _Occupant | None:
         if self._feeding is None and self._waiting and self._free and self.admitting:
-            sequence, prompt_tokens = self._waiting.popitem(last=False)
-            self._feeding = _Feeding(sequence, prompt_tokens, heapq.heappop(self._free))
+            sequence, prompt = self._waiting.popitem(last=False)
+            slot, reused = self._free.take(prompt)
+            self._feeding = _Occupant(sequence, slot, prompt, reused, planned=reused, written=reused)
         return self._feeding
 
-    def _feed(self, feeding: _Feeding) -> FeedPlan:
-        start = feeding.fed
-        stop = feeding.prompt_tokens if not self._chunk else min(feeding.prompt_tokens, start + self._chunk)
-        feeding.fed = stop
-        last = stop == feeding.prompt_tokens
+    def _feed(self, feeding: _Occupant) -> FeedPlan:
+        start, length = feeding.planned, len(feeding.prompt.tokens)
+        stop = length if not self._chunk else min(length, start + self._chunk)
+        feeding.planned = stop
+        last = stop == length
         if last:
-            self._running[feeding.sequence] = feeding.slot
+            self._running[feeding.sequence] = feeding
             self._feeding = None
         self._decodes_since_feed = 0
-        return FeedPlan(self._next_step(), feeding.slot, feeding.sequence, start, stop, last)
+        return FeedPlan(self._next_step(), feeding.slot, feeding.sequence, start, stop, last, feeding.reused)
 
     def _decode(self) -> DecodePlan:
         self._decodes_since_feed += 1
-        live = tuple((slot, sequence) for sequence, slot in self._running.items())
+        live = tuple((occupant.slot, sequence) for sequence, occupant in self._running.items())
         feeding = self._feeding
         return DecodePlan(self._next_step(), live, ((feeding.slot, feeding.sequence),) if feeding else ())
 

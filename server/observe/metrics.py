@@ -87,6 +87,11 @@ class Metrics:
             between = (timings.ended - timings.first_token) / (generated_tokens - 1)
             self._seconds("neuronx_serve_inter_token_seconds", between)
 
+    def prompt_fed(self, tokens: int, reused: int) -> None:
+        """A prompt of `tokens` got a slot, which held the first `reused` of them already."""
+        self._counter("neuronx_serve_prompt_tokens", "Tokens of the prompts that got a slot").inc(tokens)
+        self._counter("neuronx_serve_reused_prompt_tokens", "Of those, tokens that the slot held already").inc(reused)
+
     # --- batches
 
     def queue_size(self, requests: int) -> None:

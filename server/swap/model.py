@@ -70,7 +70,12 @@ class Model:
         self.id = settings.id
         self.settings = settings
         self.directory = Path(settings.path)
-        self.engine = Engine(decode_per_feed=all_settings.scheduler.decode_per_feed, metrics=metrics, on_ended=on_ended)
+        self.engine = Engine(
+            decode_per_feed=all_settings.scheduler.decode_per_feed,
+            metrics=metrics,
+            on_ended=on_ended,
+            reuse_prefixes=all_settings.scheduler.reuse_prefixes,
+        )
         self.state: State = "unloaded"
         self.progress: ModelProgress | None = None
         self.error: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -228,3 +230,73 @@ def test_fail_all_ends_each_with_its_own_error(bench: Callable[..., Bench]) -> N
         with pytest.raises(ServeError, match="gone"):
             read(generation)
     assert one.engine.empty
+
+
+# --- what a slot still holds
+
+
+def fed(one: Bench) -> list[int]:
+    """How many tokens each feed brought."""
+    return [len(command.tokens) for command in one.worker.commands if isinstance(command, Feed)]
+
+
+def test_the_next_turn_of_a_chat_costs_its_new_tokens(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=16, reuse=True)
+    first = one.submit(request((5, 6, 7), 9))
+    one.run()
+    answer = tokens(first)
+    turn = request((5, 6, 7, *answer, 8, 9), 9)
+    second = one.submit(turn)
+    one.run()
+    assert fed(one) == [3, 3]  # the last token of an answer is drawn and not written
+    outputs = read(second)
+    assert [output.token.id for output in outputs] == alone(bench, turn)
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.reused_tokens == 11
+
+
+def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=4, reuse=True, slots=1)
+    prompt = tuple(range(5, 25))
+    first = one.submit(request(prompt, 9))
+    for _ in range(3):
+        one.step()
+    first.cancel()
+    again = one.submit(request(prompt, 9))
+    one.run()
+    assert tokens(again) == alone(bench, request(prompt, 9))
+    assert sum(fed(one)) < 2 * len(prompt)
+
+
+def test_another_key_profits_from_nothing(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=16, reuse=True, slots=1)
+    for scope in ("a", "b"):
+        one.submit(dataclasses.replace(request((5, 6, 7), 3), scope=scope))
+        one.run()
+    assert fed(one) == [3, 3]
+
+
+def test_nothing_is_reused_of_a_worker_that_is_gone(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=16, reuse=True, slots=1)
+    one.submit(request((5, 6, 7), 3))
+    one.run()
+    one.engine.detach()
+    one.attach()
+    one.submit(request((5, 6, 7), 3))
+    one.run()
+    assert fed(one) == [3]
+
+
+def test_a_prompt_of_4000_tokens_stalls_ten_streams_by_one_chunk(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=256, slots=11, n_positions=4200, vocab_size=250)  # without the end token
+    for number in range(10):
+        one.submit(request((number + 1, 2, 3), 60))
+    one.submit(request(tuple(index % 200 for index in range(4000)), 5))
+    one.run()
+    commands = one.worker.commands
+    begin = next(index for index, each in enumerate(commands) if isinstance(each, Feed) and len(each.tokens) == 256)
+    pieces = [index for index, each in enumerate(commands) if isinstance(each, Feed) and index >= begin]
+    assert len(pieces) == 16
+    assert [later - earlier for earlier, later in itertools.pairwise(pieces)] == [2] * 15, "a decode behind each piece"
+    decodes = [each for each in commands[begin : pieces[-1]] if isinstance(each, Decode)]
+    assert all(len(each.live) == 10 for each in decodes), "all ten go on meanwhile"

@@ -8,6 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+from server.engine.slots import Prompt
+
+
+def prompt(length: int) -> Prompt:
+    return Prompt(tuple(range(length)))
 
 
 def kinds(plans: list[Plan | None]) -> list[str]:
@@ -18,13 +23,23 @@ def take(scheduler: Scheduler, count: int) -> list[Plan | None]:
     return [scheduler.plan() for _ in range(count)]
 
 
+def fed(scheduler: Scheduler, count: int) -> list[Plan | None]:
+    """Plans that the worker does at once."""
+    plans = []
+    for _ in range(count):
+        plans.append(scheduler.plan())
+        if isinstance(plans[-1], FeedPlan):
+            scheduler.fed(plans[-1])
+    return plans
+
+
 def test_nothing_to_do() -> None:
     assert Scheduler(slots=2).plan() is None
 
 
 def test_a_prompt_is_fed_and_then_decoded() -> None:
     scheduler = Scheduler(slots=2)
-    scheduler.add(7, 5)
+    scheduler.add(7, prompt(5))
     assert scheduler.plan() == FeedPlan(step=1, slot=0, sequence=7, start=0, stop=5, last=True)
     assert scheduler.plan() == DecodePlan(step=2, live=((0, 7),))
 
@@ -32,7 +47,7 @@ def test_a_prompt_is_fed_and_then_decoded() -> None:
 def test_first_come_first_served() -> None:
     scheduler = Scheduler(slots=3, decode_per_feed=0)
     for sequence in (5, 3, 9):
-        scheduler.add(sequence, 1)
+        scheduler.add(sequence, prompt(1))
     fed = [plan.sequence for plan in take(scheduler, 3) if isinstance(plan, FeedPlan)]
     assert fed == [5, 3, 9]
 
@@ -41,25 +56,25 @@ def test_first_come_first_served() -> None:
 def test_live_sequences_are_decoded_between_two_feeds(decode_per_feed: int) -> None:
     scheduler = Scheduler(slots=3, decode_per_feed=decode_per_feed)
     for sequence in range(3):
-        scheduler.add(sequence, 1)
+        scheduler.add(sequence, prompt(1))
     between = ["decode"] * decode_per_feed
     assert kinds(take(scheduler, 3 + 2 * decode_per_feed)) == ["feed", *between, "feed", *between, "feed"]
 
 
 def test_nobody_is_waited_for_when_nobody_is_live() -> None:
     scheduler = Scheduler(slots=2, decode_per_feed=5)
-    scheduler.add(1, 1)
+    scheduler.add(1, prompt(1))
     assert kinds(take(scheduler, 1)) == ["feed"]
     scheduler.remove(1)
-    scheduler.add(2, 1)
+    scheduler.add(2, prompt(1))
     assert kinds(take(scheduler, 1)) == ["feed"]
 
 
 def test_a_long_prompt_stalls_the_live_ones_by_one_chunk_at_a_time() -> None:
     scheduler = Scheduler(slots=2, chunk=4)
-    scheduler.add(1, 4)
+    scheduler.add(1, prompt(4))
     assert kinds(take(scheduler, 2)) == ["feed", "decode"]
-    scheduler.add(2, 10)
+    scheduler.add(2, prompt(10))
     plans = take(scheduler, 6)
     assert kinds(plans) == ["feed", "decode", "feed", "decode", "feed", "decode"]
     pieces = [(p.start, p.stop, p.last) for p in plans if isinstance(p, FeedPlan)]
@@ -70,8 +85,8 @@ def test_a_long_prompt_stalls_the_live_ones_by_one_chunk_at_a_time() -> None:
 
 def test_a_freed_slot_is_used_again_and_a_full_device_makes_wait() -> None:
     scheduler = Scheduler(slots=1)
-    scheduler.add(1, 1)
-    scheduler.add(2, 1)
+    scheduler.add(1, prompt(1))
+    scheduler.add(2, prompt(1))
     assert kinds(take(scheduler, 3)) == ["feed", "decode", "decode"]
     scheduler.remove(1)
     assert scheduler.plan() == FeedPlan(step=4, slot=0, sequence=2, start=0, stop=1, last=True)
@@ -79,30 +94,59 @@ def test_a_freed_slot_is_used_again_and_a_full_device_makes_wait() -> None:
 
 def test_a_sequence_cancelled_while_it_is_fed_gives_its_slot_back() -> None:
     scheduler = Scheduler(slots=1, chunk=2)
-    scheduler.add(1, 5)
+    scheduler.add(1, prompt(5))
     scheduler.plan()
     scheduler.remove(1)
-    scheduler.add(2, 1)
+    scheduler.add(2, prompt(1))
     assert scheduler.plan() == FeedPlan(step=2, slot=0, sequence=2, start=0, stop=1, last=True)
 
 
 def test_a_requeued_sequence_is_fed_again_before_the_others() -> None:
     scheduler = Scheduler(slots=1)
-    scheduler.add(1, 3)
-    scheduler.add(2, 1)
+    scheduler.add(1, prompt(3))
+    scheduler.add(2, prompt(1))
     scheduler.plan()
-    scheduler.requeue(1, 3)
+    scheduler.requeue(1, prompt(3))
     assert scheduler.plan() == FeedPlan(step=2, slot=0, sequence=1, start=0, stop=3, last=True)
 
 
 def test_a_draining_scheduler_finishes_what_runs_and_admits_nobody() -> None:
     scheduler = Scheduler(slots=2, chunk=2)
-    scheduler.add(1, 3)
+    scheduler.add(1, prompt(3))
     scheduler.plan()
     scheduler.admitting = False
-    scheduler.add(2, 1)
+    scheduler.add(2, prompt(1))
     assert kinds(take(scheduler, 3)) == ["feed", "decode", "decode"]
     assert (scheduler.running, scheduler.waiting) == (1, 1)
+
+
+def test_what_a_slot_holds_is_not_fed_again() -> None:
+    scheduler = Scheduler(slots=1, chunk=4, reuse="tokens")
+    scheduler.add(1, prompt(6))
+    fed(scheduler, 2)
+    scheduler.remove(1, (50, 51))
+    scheduler.add(2, Prompt((0, 1, 2, 3, 4, 5, 50, 51, 9, 9, 9, 9, 9, 9)))
+    pieces = [(p.start, p.stop, p.last, p.reused) for p in fed(scheduler, 3) if isinstance(p, FeedPlan)]
+    assert pieces == [(8, 12, False, 8), (12, 14, True, 8)]
+
+
+def test_a_prompt_that_was_cut_off_leaves_what_the_worker_has_done() -> None:
+    scheduler = Scheduler(slots=1, chunk=4, reuse="tokens")
+    scheduler.add(1, prompt(12))
+    first, _ = scheduler.plan(), scheduler.plan()
+    assert isinstance(first, FeedPlan)
+    scheduler.fed(first)  # the second is still on its way
+    scheduler.remove(1)
+    scheduler.add(2, prompt(12))
+    assert scheduler.plan() == FeedPlan(step=3, slot=0, sequence=2, start=4, stop=8, last=False, reused=4)
+
+
+def test_what_a_bad_row_leaves_is_never_used() -> None:
+    scheduler = Scheduler(slots=1, reuse="tokens", chunk=16)
+    scheduler.add(1, prompt(6))
+    fed(scheduler, 2)
+    scheduler.requeue(1, prompt(6))
+    assert scheduler.plan() == FeedPlan(step=3, slot=0, sequence=1, start=0, stop=6, last=True)
 
 
 class Histories(RuleBasedStateMachine):
@@ -124,7 +168,7 @@ class Histories(RuleBasedStateMachine):
         self.next_sequence += 1
         self.prompts[self.next_sequence] = prompt
         self.order.append(self.next_sequence)
-        self.scheduler.add(self.next_sequence, prompt)
+        self.scheduler.add(self.next_sequence, Prompt((0,) * prompt))
 
     @precondition(lambda self: self.prompts)
     @rule(data=st.data())
