@@ -3,7 +3,7 @@
 The socket listens before anything heavy is imported, so the first clients wait instead of being refused. SIGTERM and
 SIGINT stop gracefully: the listener stays open (new work is answered with 503) until running work is done; after the
 first one both signals have their default action, so a second ends the process at once, whatever it is doing.
-Knows no models: what stopping means is the caller's.
+Knows no models: what stopping means, and when there is no use in going on, is the caller's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -37,6 +37,16 @@ class CannotListen(OSError):
     """The address cannot be listened on."""
 
 
+class Life(Protocol):
+    """What the process does at the turning points of its life."""
+
+    async def stop(self) -> None:
+        """Refuse new work and let what runs end; returns when that is over."""
+
+    async def hopeless(self) -> None:
+        """Returns when there is no use in serving, which may be never."""
+
+
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that accepts connections from now on; CannotListen when the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -49,10 +59,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: ASGIApp, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> bool:
-    """Serve `app` until a signal, then until `stop_gracefully` returns. False when the app did not start."""
+def run(app: ASGIApp, listening: socket.socket, life: Life) -> bool:
+    """Serve `app` until a signal, or until its life is hopeless, then until it has stopped. False when the app did not
+    start."""
     server = Server(app)
-    run_on_loop(_serve(server, listening, stop_gracefully))
+    run_on_loop(_serve(server, listening, life))
     return server.started
 
 
@@ -86,16 +97,20 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _serve(server: Server, listening: socket.socket, stop_gracefully: Callable[[], Awaitable[None]]) -> None:
+async def _serve(server: Server, listening: socket.socket, life: Life) -> None:
     asked = asyncio.create_task(_first_signal())
+    hopeless = asyncio.create_task(life.hopeless())
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     host, port = listening.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
-    if not asked.cancel():
+    await asyncio.wait((asked, hopeless, serving), return_when=asyncio.FIRST_COMPLETED)
+    if asked.done():
         logger.info("%s: running work is finished first; a second signal ends at once", asked.result().name)
+    asked.cancel()
+    hopeless.cancel()
+    if not serving.done():
         try:
-            await stop_gracefully()
+            await life.stop()
         finally:
             server.should_exit = True
     await serving

@@ -123,6 +123,51 @@ def servers_of_the_test(serve: Any) -> Iterator[None]:
     del serve.servers[before:]
 
 
+class ServiceManager:
+    """The receiving end of NOTIFY_SOCKET, as systemd has it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.received: list[dict[str, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+
+    def environment(self, watchdog_usec: int = 0) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": self.address, **({"WATCHDOG_USEC": str(watchdog_usec)} if watchdog_usec else {})}
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self, timeout: float | None = None) -> dict[str, str]:
+        """The next message."""
+        self._socket.settimeout(timeout)
+        message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
+        self.received.append(message)
+        return message
+
+    def wait_for(self, key: str, timeout: float = 60) -> dict[str, str]:
+        """The next message that has `key`."""
+        while key not in (message := self.receive(timeout)):
+            pass
+        return message
+
+    def said(self, key: str) -> list[str]:
+        """Every value of `key` so far."""
+        return [message[key] for message in self.received if key in message]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path"])
+def service_manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceManager]:
+    """A service manager that waits for messages, at a path, or at an abstract address (parametrised indirectly)."""
+    address = str(tmp_path / "notify") if request.param == "path" else f"@neuronx-serve-test-{os.getpid()}"
+    manager = ServiceManager(address)
+    yield manager
+    manager.close()
+
+
 def events(response: httpx.Response) -> Iterator[Any]:
     """The JSON of each SSE event of a streamed response."""
     for line in response.iter_lines():

@@ -10,6 +10,7 @@ import sys
 from server.commands import flags_of, refuse, settings_of
 from server.configuration import without_effect
 from server.observe.logs import logging_to
+from server.observe.systemd import Notifier
 from server.settings import Settings
 from server.swap.windows import within_windows
 from server.variables import MODEL_ID, VARIABLES, WITHOUT_EFFECT, flag
@@ -32,17 +33,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal; 0 when it stopped as asked, 1 when it could not run."""
+    """Serve until a signal. 0: it stopped as asked; 1: it could not run; under a service manager also
+    server/lifecycle.py's code of a start that failed."""
     settings, cuts = within_windows(settings_of(arguments))
     with logging_to(sys.stderr, settings.server.log_level, settings.server.json_output):
         for origin in without_effect(settings, os.environ, flags_of(arguments)):
             logger.warning("%s has no effect in this configuration", origin)
         for note in cuts:
             logger.warning("%s", note)
-        return _serve(settings)
+        return _serve(settings, Notifier.of(os.environ, os.getpid()))
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, notifier: Notifier) -> int:
     """The socket listens before the app is imported: see server/listener.py."""
     from server import listener
 
@@ -52,13 +54,15 @@ def _serve(settings: Settings) -> int:
         return refuse(error, 1)
     with listening:
         from server.app import create_app
+        from server.lifecycle import Lifecycle
         from server.observe.metrics import Metrics
         from server.swap.registry import Registry
 
         metrics = Metrics()
         registry = Registry(settings, metrics)
         app = create_app(settings, registry, metrics)
-        return 0 if listener.run(app, listening, registry.stop_gracefully) else 1
+        lifecycle = Lifecycle(registry, notifier)
+        return lifecycle.exit_code if listener.run(app, listening, lifecycle) else 1
 
 
 def _add(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:

@@ -109,6 +109,11 @@ class Engine:
         """The step the worker is busy with; None when it has none."""
         return self._in_flight[0] if self._in_flight else None
 
+    @property
+    def stalled(self) -> bool:
+        """Whether sequences hold slots and no step is with the worker, so that no event will bring them on: a bug."""
+        return self.running > 0 and not self._in_flight
+
     # --- events
 
     def submit(self, request: Request, tokenizer: Tokenizer, timings: Timings) -> Generation:

@@ -55,6 +55,7 @@ class Registry:
         self._change: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._subscribers: set[asyncio.Queue[ModelEntry | None]] = set()
+        self._observers: list[Callable[[], None]] = []
         self._ended = False
         self.stopping = False
 
@@ -78,6 +79,11 @@ class Registry:
     def running(self) -> int:
         """Sequences in a slot, over all models."""
         return sum(model.engine.running for model in self.models)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a model's sequences wait for an event that will never come."""
+        return any(model.engine.stalled for model in self.models)
 
     @property
     def batch_tokens(self) -> tuple[int, int]:
@@ -183,6 +189,10 @@ class Registry:
         finally:
             self._subscribers.discard(queue)
 
+    def observe_turns(self, observer: Callable[[], None]) -> None:
+        """Call `observer` in every turn: at each change of a state, and once a second at least while all is well."""
+        self._observers.append(observer)
+
     # --- life
 
     async def start(self) -> None:
@@ -228,10 +238,11 @@ class Registry:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            try:
-                self._look()
-            except Exception:
-                log.exception("looking for the next exchange failed")
+            for act in (self._look, *self._observers):
+                try:
+                    act()
+                except Exception:
+                    log.exception("a turn of the registry failed")
             tick = asyncio.get_running_loop().call_later(TICK_S, self._wake.set)
             await self._wake.wait()
             tick.cancel()
