@@ -7,7 +7,8 @@ Rules that tests/models/test_backend_contract.py holds every backend to:
   and its row dropped. Repeating a step is idempotent.
 - `feed` at position 0 with the whole prompt is a prefill; a one-token prompt is legal.
 - Nothing is fed at or past `n_positions`; slots, positions and token ids are checked before the device is called.
-- Releasing a slot is free: the next feed overwrites it.
+- Releasing a slot is free: the next feed overwrites it. With the capability `reuse` a released slot keeps what was
+  written to it, and a feed may go on behind any part of that (`tokens`) or behind whole feeds of `chunk` (`chunks`).
 - No exception crosses untyped: `BackendError` and its subclasses only. After a `DeviceError` the worker ends.
 """
 

@@ -1,7 +1,8 @@
 """The CPU backend: a Hugging Face checkpoint on torch, with static slots. See models/backend.py for the contract.
 
 In the layout "fixed" with float32, a slot's logits are the same bits whatever its neighbours do: each row attends over
-its own slot alone, and the row counts of the matrix products are proven harmless on this CPU at load (rows.py).
+its own slot alone, and the row counts of the matrix products are proven harmless on this CPU at load (rows.py); so is
+how a prompt is cut (cuts.py), which decides how much of a freed slot may serve another sequence.
 "packed" computes exactly the live rows, attends with all of them at once, and proves nothing. torch is imported when
 the backend stages, not before.
 """
@@ -31,7 +32,7 @@ from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm
 from models.cpu import host
 from models.host import available_bytes
 from models.planner import within_window
-from models.protocol import CpuOptions, Description, SlotInput
+from models.protocol import CpuOptions, Description, Reuse, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
 
@@ -60,6 +61,7 @@ class CpuBackend:
         self._cache: KvCache | None = None
         self._limits = StepLimits(0, 0, 0, 0, extend=True)
         self._counts: tuple[int, ...] = ()
+        self._reuse: Reuse = "tokens"
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class CpuBackend:
             context_buckets=(options.chunk,),
             token_buckets=(options.n_positions,),
             chunk=options.chunk,
+            reuse=self._reuse,
             prefill_logprobs=True,
             exact_replay=options.layout == "fixed" and dtype == "float32",
             dtype=dtype,
@@ -111,7 +114,7 @@ class CpuBackend:
     def _build(self, checkpoint: Checkpoint, dtype: str, progress: ProgressCallback) -> None:
         import torch
 
-        from models.cpu.attention import one_by_one, together
+        from models.cpu.attention import by_length, together
         from models.cpu.cache import KvCache
         from models.cpu.decoder import Decoder
         from models.cpu.loading import load_weights
@@ -123,16 +126,16 @@ class CpuBackend:
             weights = load_weights(checkpoint, self._spec, kind, lambda done, total: progress("weights", done, total))
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
-            attention = one_by_one if self._options.layout == "fixed" else together
+            attention = by_length if self._options.layout == "fixed" else together
             self._decoder = Decoder(self._spec, weights, self._cache, rope, kind, attention)
 
     def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:
         """Seconds of a step of all slots at full length, and of a feed of one chunk; proves the row counts first."""
-        from models.cpu import rows
+        from models.cpu import cuts, rows
 
         options = self._options
         proving = options.layout == "fixed"
-        total = options.slots + (rows.probe_steps(options.slots) if proving else 0) + 2
+        total = options.slots + (rows.probe_steps(options.slots) + 1 if proving else 0) + 2
         done = 0
 
         def stepped() -> None:
@@ -147,6 +150,10 @@ class CpuBackend:
             stepped()
         if proving:
             self._counts = rows.proven_counts(self._probe, tokens[: options.slots], stepped)
+            prompt = [token % self._spec.vocab_size for token in range(min(cuts.LENGTH, options.n_positions))]
+            if not cuts.cuts_do_not_matter(self._written, self._written_by_step, prompt, options.chunk):
+                self._reuse = "chunks"
+            stepped()
         feed_s = _timed(lambda: self._forward_feed(0, tokens[: options.chunk], 0, False))
         stepped()
         last = [SlotInput(slot, tokens[slot], options.n_positions - 1) for slot in range(options.slots)]
@@ -160,6 +167,15 @@ class CpuBackend:
         position = min(_PROBE_PROMPT, self._options.chunk)
         live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
         return self._run(live, len(live))
+
+    def _written(self, tokens: Sequence[int], position: int) -> bytes:
+        """See cuts.Write."""
+        scores = self._forward_feed(0, tokens, position, False)
+        return self._slots().content(0) + scores.tobytes()
+
+    def _written_by_step(self, tokens: Sequence[int], position: int) -> bytes:
+        scores = self._forward_decode([SlotInput(0, tokens[0], position)])
+        return self._slots().content(0) + scores.tobytes()
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class KvCache:
         self._keys = [layer[:, : spec.kv_heads] for layer in self.layers]
         self._values = [layer[:, spec.kv_heads :] for layer in self.layers]
         self.dtype = dtype
+        self.group = spec.heads // spec.kv_heads  # query heads a key-value head
         self._padded = padded
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
@@ -76,6 +77,11 @@ class KvCache:
             slots=torch.tensor([live[row].slot for row in fresh], dtype=torch.int64),
             positions=torch.tensor([live[row].position for row in fresh], dtype=torch.int64),
         )
+
+    def content(self, slot: int) -> bytes:
+        """All numbers that the slot holds."""
+        held = len(self._tokens[slot])
+        return b"".join(layer[slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes() for layer in self.layers)
 
     def forget(self) -> None:
         """Every slot is empty."""

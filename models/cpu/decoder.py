@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.cpu.attention import StepAttention
+from models.cpu.attention import StepAttention, fed
 from models.cpu.cache import KvCache, Writes
 from models.cpu.linear import Linear
 from models.cpu.rope import RotaryTables
@@ -86,17 +86,11 @@ class Decoder:
         """`tokens` into a slot from `position` on. Logits float32 (rows, vocab_size) of the last token, or of all."""
         cache, spec = self._cache, self._spec
         end = position + len(tokens)
-        # From position 0 the kernel's own causal rule fits and skips half of the work.
-        mask = _causal_mask(position, end, self._dtype) if position and len(tokens) > 1 else None
-        causal = position == 0 and len(tokens) > 1
+        attend_fed = fed(cache, slot, position, end)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             cache.layers[layer][slot, :, position:end] = heads[:, spec.heads :].transpose(0, 1)
-            queries = heads[:, : spec.heads].transpose(0, 1).unsqueeze(0)
-            attended = functional.scaled_dot_product_attention(
-                queries, *cache.span(layer, slot, end), attn_mask=mask, is_causal=causal, enable_gqa=True
-            )
-            return attended[0].transpose(0, 1).reshape(len(tokens), -1)
+            return attend_fed(layer, heads[:, : spec.heads]).reshape(len(tokens), -1)
 
         hidden = self._run(torch.tensor(tokens), torch.arange(position, end), attend)
         return self._score(hidden if every_row else hidden[-1:])
@@ -121,9 +115,3 @@ class Decoder:
     def _normed(self, hidden: Tensor) -> Tensor:
         normed = functional.rms_norm(hidden, (self._spec.hidden_size,), eps=self._spec.rms_norm_eps)
         return normed.to(self._dtype)
-
-
-def _causal_mask(position: int, end: int, dtype: torch.dtype) -> Tensor:
-    """Additive (end - position, end): row i may see the columns up to position + i."""
-    mask = torch.full((end - position, end), float("-inf"), dtype=dtype)
-    return mask.triu(position + 1)

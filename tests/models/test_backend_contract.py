@@ -48,8 +48,14 @@ def _simulated_extend(directory: Path) -> Backend:
     return SimulatedBackend(directory, _simulated_options(chunk=5))
 
 
-def _simulated_options(chunk: int) -> SimulatedOptions:
-    return SimulatedOptions(slots=SLOTS, n_positions=N_POSITIONS, vocab_size=VOCAB_SIZE, chunk=chunk)
+def _simulated_reuse(directory: Path) -> Backend:
+    from models.simulated import SimulatedBackend
+
+    return SimulatedBackend(directory, _simulated_options(chunk=5, reuse=True))
+
+
+def _simulated_options(chunk: int, reuse: bool = False) -> SimulatedOptions:
+    return SimulatedOptions(slots=SLOTS, n_positions=N_POSITIONS, vocab_size=VOCAB_SIZE, chunk=chunk, reuse=reuse)
 
 
 def _neuron(directory: Path) -> Backend:
@@ -157,6 +163,7 @@ BACKENDS = [
     pytest.param(_cpu, id="cpu"),
     pytest.param(_simulated, id="simulated"),
     pytest.param(_simulated_extend, id="simulated-extend"),
+    pytest.param(_simulated_reuse, id="simulated-reuse"),
     pytest.param(_neuron_faked, id="neuron-faked"),
 ]
 if importlib.util.find_spec("transformers_neuronx"):
@@ -358,6 +365,19 @@ def test_a_prompt_in_pieces_scores_as_the_whole(loaded: Loaded) -> None:
     for start in range(0, len(PROMPT), 2):
         rows = _rows(loaded.backend.feed(1, PROMPT[start : start + 2], start))
     assert np.allclose(rows, whole, atol=1e-4)
+
+
+def test_a_freed_slot_keeps_what_it_holds_for_a_prompt_that_begins_alike(loaded: Loaded) -> None:
+    reuse, chunk = loaded.description.reuse, loaded.description.chunk
+    if reuse == "none":
+        return  # nobody goes on behind what a freed slot holds: the scheduler feeds every prompt whole
+    first = _alone(loaded, PROMPT, steps=6, slot=3)
+    _alone(loaded, OTHER_PROMPT, steps=5)  # decodes that leave slot 3 out
+    prompt = (*PROMPT, *first.tokens[:6], 61, 62)
+    held = len(prompt) - 2 if reuse == "tokens" else len(PROMPT) - len(PROMPT) % chunk
+    for start in range(held, len(prompt), chunk):
+        rows = _rows(loaded.backend.feed(3, prompt[start : start + chunk], start))
+    assert loaded.same(rows, loaded.feed(1, prompt))
 
 
 def test_all_logits_score_every_token_of_a_feed(loaded: Loaded) -> None:

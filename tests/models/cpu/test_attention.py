@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.cpu.attention import one_by_one, together
+from models.cpu.attention import by_length, together
 from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 from models.spec import ModelSpec, read_spec
@@ -45,7 +45,7 @@ def test_all_at_once_is_each_alone(
     live = [SlotInput(slot, 1, position) for slot, position in zip(slots, positions, strict=True)]
     queries = torch.randn(len(live), spec.heads, spec.head_dim, generator=torch.Generator().manual_seed(2))
 
-    torch.testing.assert_close(together(cache, live)(1, queries), one_by_one(cache, live)(1, queries))
+    torch.testing.assert_close(together(cache, live)(1, queries), by_length(cache, live)(1, queries))
 
 
 def test_what_a_slot_no_longer_holds_reaches_nobody(cache: KvCache, spec: ModelSpec) -> None:

@@ -77,7 +77,7 @@ def test_names_its_special_tokens_and_its_template(embedded_model: Path) -> None
     assert tokenizer.get_vocab_size() == 49152
 
 
-def test_splits_digits_one_by_one(embedded_model: Path) -> None:
+def test_splits_digits_by_length(embedded_model: Path) -> None:
     tokenizer = Tokenizer.from_file(str(embedded_model / "tokenizer.json"))
     assert tokenizer.encode("12345").tokens == list("12345")
     assert tokenizer.encode("in 2024, 3.14").tokens == ["in", "Ġ", *"2024", ",", "Ġ", "3", ".", *"14"]

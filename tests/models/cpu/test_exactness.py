@@ -27,7 +27,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
 def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> Any:
     """A backend of five slots in the guaranteed mode."""
     family, overrides = request.param
-    return load_cpu(tiny_checkpoint(family, **overrides), slots=SLOTS, chunk=8)
+    return load_cpu(tiny_checkpoint(family, **overrides), slots=SLOTS, chunk=8, n_positions=96)
 
 
 def _alone(loaded: Any, forced: Any, slot: int = 0) -> Any:
@@ -43,6 +43,7 @@ def _same_bits(left: Any, right: Any) -> bool:
 
 
 def test_says_so(loaded: Any) -> None:
+    assert loaded.description.reuse in ("tokens", "chunks")
     assert loaded.description.exact_replay
     assert loaded.description.dtype == "float32"
 
@@ -123,13 +124,59 @@ def test_a_feed_in_the_same_pieces_repeats_its_bits_in_any_slot(loaded: Any) -> 
         assert np.array_equal(loaded.feed(slot, PROMPT), expected)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_going_on_behind_what_a_slot_holds_makes_no_difference(loaded: Any, data: st.DataObject) -> None:
+    """What prefix reuse rests on. Where kernels are blind to the number of rows: from any position on, in feeds of any
+    size and decodes among neighbours; else (here the sizes that no kernel's block divides) from whole chunks on.
+    """
+    any_cut = loaded.description.reuse == "tokens"
+    prompt = (PROMPT * 7)[:70]  # over the edge of a block of positions
+
+    for start in range(0, len(prompt), 8):
+        expected = loaded.backend.feed(0, prompt[start : start + 8], start).rows[0]
+    neighbours = data.draw(st.lists(st.integers(1, SLOTS - 1), unique=True))
+    for slot in neighbours:
+        loaded.backend.feed(slot, prompt[:slot], 0)
+    position = data.draw(st.integers(0, len(prompt) - 1))
+    position -= 0 if any_cut else position % 8
+    while position < len(prompt):
+        piece = data.draw(st.integers(1, 8)) if any_cut else 8
+        tokens = prompt[position : position + piece]
+        if len(tokens) == 1 and position:
+            rows = loaded.decode(*[(slot, prompt[slot - 1], slot - 1) for slot in neighbours], (0, tokens[0], position))
+            row = rows[-1]
+        else:
+            row = loaded.backend.feed(0, tokens, position).rows[0]
+        position += len(tokens)
+    assert np.array_equal(row, expected)
+
+
 def test_another_load_repeats_the_bits(
     loaded: Any, forced: Any, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
 ) -> None:
     """What a replay after a crash rests on. One position fewer makes it another backend of the same shapes."""
     expected = _alone(loaded, forced)
     directory = loaded.backend._directory
-    assert _same_bits(_alone(load_cpu(directory, slots=SLOTS, chunk=8, n_positions=63), forced), expected)
+    assert _same_bits(_alone(load_cpu(directory, slots=SLOTS, chunk=8, n_positions=95), forced), expected)
+
+
+def test_the_embedded_model_goes_on_behind_whatever_a_slot_holds(
+    embedded_model: Path, load_cpu: Callable[..., Any]
+) -> None:
+    loaded = load_cpu(embedded_model, slots=2, n_positions=256)
+    prompt = list(range(1000, 1150))
+    for start in range(0, len(prompt), 32):
+        expected = loaded.backend.feed(0, prompt[start : start + 32], start).rows[0]
+
+    loaded.backend.feed(1, prompt[:31], 0)
+    for position in range(31, 35):
+        loaded.decode((1, prompt[position], position))
+    for start, stop in ((35, 61), (61, 92), (92, 120), (120, 149)):
+        loaded.backend.feed(1, prompt[start:stop], start)
+    again = loaded.decode((1, prompt[149], 149))[0]
+
+    assert np.array_equal(again, expected) or loaded.description.reuse == "chunks"
 
 
 def test_the_embedded_model_keeps_its_bits_beside_neighbours(
