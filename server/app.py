@@ -13,7 +13,7 @@ GET  /docs/, /api-doc/openapi.json                documentation         api/open
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -36,7 +36,10 @@ from server.swap.registry import Registry
 
 
 def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Starlette:
-    """The ASGI app. Its lifespan starts the registry and closes it; it listens to no signal."""
+    """The ASGI app. Its lifespan starts the registry and closes it; it listens to no signal.
+
+    `app.state.service` holds the settings in force, which server/reload.py replaces.
+    """
     service = Service(settings, registry, metrics, ThreadPoolExecutor(settings.limits.validation_workers, "text"))
     metrics.cover([model.limits for model in registry.models])
 
@@ -49,7 +52,7 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
         service.threads.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(
-        routes=_routes(settings.server.api_key),
+        routes=_routes(lambda: app.state.service.settings.server.api_key),
         middleware=[Middleware(Cors, origins=settings.server.cors_allow_origin, closed=models.is_admin_path)],
         exception_handlers={
             ServeError: respond.on_serve_error,
@@ -64,7 +67,7 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
     return app
 
 
-def _routes(api_key: str) -> list[BaseRoute]:
+def _routes(api_key: Callable[[], str]) -> list[BaseRoute]:
     """The root's routes. The serving ones exist once more under every model."""
     logged = [Middleware(LogRequests)]
     keyed = [*logged, Middleware(RequireKey, key=api_key)]

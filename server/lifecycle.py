@@ -1,4 +1,4 @@
-"""The life of a serving process: started once a model serves, or never; stopping. Tells it to the service manager.
+"""The life of a serving process: started once a model serves, or never; reloading; stopping; told to its manager.
 
 It acts in the turns of the registry and has no timer of its own, so that a process whose loop hangs falls silent and is
 restarted. Without a service manager nobody waits for a start: a first load that failed is told by /health alone.
@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+from server.errors import ConfigurationError
 from server.observe.systemd import Notifier
 from server.swap.model import Model
 from server.swap.registry import Registry
@@ -27,9 +28,12 @@ FEEDS_PER_WATCHDOG = 4
 class Lifecycle:
     """What follows, outside the process, from the states of the models."""
 
-    def __init__(self, registry: Registry, notifier: Notifier) -> None:
+    def __init__(self, registry: Registry, notifier: Notifier, reload: Callable[[], Awaitable[None]]) -> None:
+        """`reload` puts another configuration into force, or raises ConfigurationError."""
         self._registry = registry
         self._notifier = notifier
+        self._put_into_force = reload
+        self._not_reloaded = ""
         self._started = False
         self._hopeless = asyncio.Event()
         self._status = ""
@@ -42,6 +46,23 @@ class Lifecycle:
         """Returns when the first load has failed and a service manager waits for it: `exit_code` is the reason."""
         await self._hopeless.wait()
 
+    async def reload(self) -> None:
+        """Put the configuration into force as it is now; the old one stays when it cannot work."""
+        if self._started:
+            self._notifier.reloading()
+        try:
+            await self._put_into_force()
+            self._not_reloaded = ""
+        except ConfigurationError as error:
+            log.error("the configuration was not reloaded, the old one stays in force: %s", error)
+            self._not_reloaded = f"; not reloaded: {error}"
+        except Exception:
+            log.exception("the configuration was not reloaded")
+            self._not_reloaded = "; not reloaded: see the server's log"
+        self._status = self._line()
+        if self._started:
+            self._notifier.ready(self._status)
+
     async def stop(self) -> None:
         """Let the work that runs end; the service manager is told so first."""
         self._notifier.stopping(self._status)
@@ -53,13 +74,16 @@ class Lifecycle:
 
     def turn(self) -> None:
         """A turn of the registry: tell what is new, and that the loop is alive unless an engine is stalled."""
-        self._tell(status_line(self._registry.models, self._registry.stopping))
+        self._tell(self._line())
         now = time.monotonic()
         if self._notifier.watchdog_s and not self._registry.stalled:
             self._feed(now)
         if (not self._started or self._registry.stopping) and now - self._extended_at >= EXTEND_EVERY_S:
             self._extended_at = now
             self._notifier.more_time(EXTENSION_S)
+
+    def _line(self) -> str:
+        return status_line(self._registry.models, self._registry.stopping) + self._not_reloaded
 
     def _tell(self, status: str) -> None:
         changed, self._status = status != self._status, status

@@ -2,7 +2,8 @@
 
 The socket listens before anything heavy is imported, so the first clients wait instead of being refused. SIGTERM and
 SIGINT stop gracefully: the listener stays open (new work is answered with 503) until running work is done; after the
-first one both signals have their default action, so a second ends the process at once, whatever it is doing.
+first one both signals have their default action, so a second ends the process at once, whatever it is doing. SIGHUP
+reloads, unless it says that the terminal which the process was started from is gone: then it stops like the others.
 Knows no models: what stopping means, and when there is no use in going on, is the caller's.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterator
@@ -42,6 +44,9 @@ class Life(Protocol):
 
     async def stop(self) -> None:
         """Refuse new work and let what runs end; returns when that is over."""
+
+    async def reload(self) -> None:
+        """Take up another configuration; raises nothing."""
 
     async def hopeless(self) -> None:
         """Returns when there is no use in serving, which may be never."""
@@ -98,16 +103,17 @@ class Server(uvicorn.Server):
 
 
 async def _serve(server: Server, listening: socket.socket, life: Life) -> None:
-    asked = asyncio.create_task(_first_signal())
+    signals = _Signals()
     hopeless = asyncio.create_task(life.hopeless())
+    reloading = asyncio.create_task(_reload_when_told(signals.reload, life))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     host, port = listening.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    await asyncio.wait((asked, hopeless, serving), return_when=asyncio.FIRST_COMPLETED)
-    if asked.done():
-        logger.info("%s: running work is finished first; a second signal ends at once", asked.result().name)
-    asked.cancel()
+    await asyncio.wait((signals.stop, hopeless, serving), return_when=asyncio.FIRST_COMPLETED)
+    if signals.stop.done():
+        logger.info("%s: running work is finished first; a second signal ends at once", signals.stop.result().name)
     hopeless.cancel()
+    reloading.cancel()
     if not serving.done():
         try:
             await life.stop()
@@ -116,18 +122,44 @@ async def _serve(server: Server, listening: socket.socket, life: Life) -> None:
     await serving
 
 
-async def _first_signal() -> signal.Signals:
-    """Wait for a signal, then give both their default action."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Future[signal.Signals] = loop.create_future()
+async def _reload_when_told(told: asyncio.Event, life: Life) -> None:
+    while True:
+        await told.wait()
+        told.clear()
+        await life.reload()
 
-    def first(number: signal.Signals) -> None:
+
+class _Signals:
+    """`stop` is done with the first signal that asks for an end, `reload` is set by each SIGHUP that asks for that."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.stop: asyncio.Future[signal.Signals] = self._loop.create_future()
+        self.reload = asyncio.Event()
+        # What nohup starts is to outlive its terminal.
+        self._of_a_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
         for each in SIGNALS:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        if not arrived.done():
-            arrived.set_result(number)
+            self._loop.add_signal_handler(each, self._first, each)
+        self._loop.add_signal_handler(signal.SIGHUP, self._hangup)
 
-    for each in SIGNALS:
-        loop.add_signal_handler(each, first, each)
-    return await arrived
+    def _first(self, number: signal.Signals) -> None:
+        for each in SIGNALS:
+            self._loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        if not self.stop.done():
+            self.stop.set_result(number)
+
+    def _hangup(self) -> None:
+        if self._of_a_terminal and not _has_terminal():
+            self._first(signal.SIGHUP)
+        else:
+            self.reload.set()
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -40,7 +40,7 @@ LAYERS = (
     ("server.supervisor",),
     ("server.swap",),
     ("server.api",),
-    ("server.app", "server.lifecycle", "server.listener", "server.doctor"),
+    ("server.app", "server.lifecycle", "server.listener", "server.reload", "server.doctor"),
     ("server.bench",),
     ("server.commands",),
     ("server.cli",),

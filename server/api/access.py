@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -19,14 +20,18 @@ _HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]+))(:\d*)?")
 
 
 class RequireKey:
-    """Middleware of a route. A wrong key is 401 with an empty body, before the body is read; no key set, no check."""
+    """Middleware of a route. A wrong key is 401 with an empty body, before the body is read; no key set, no check.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    `key` is asked at each request: a reload may change it.
+    """
+
+    def __init__(self, app: ASGIApp, key: Callable[[], str]) -> None:
         self._app = app
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._key and not has_key(Headers(scope=scope), self._key):
+        key = self._key()
+        if key and not has_key(Headers(scope=scope), key):
             await Response(status_code=401)(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 from server.commands import flags_of, refuse, settings_of
 from server.configuration import without_effect
@@ -37,14 +38,25 @@ def run(arguments: argparse.Namespace) -> int:
     server/lifecycle.py's code of a start that failed."""
     settings, cuts = within_windows(settings_of(arguments))
     with logging_to(sys.stderr, settings.server.log_level, settings.server.json_output):
-        for origin in without_effect(settings, os.environ, flags_of(arguments)):
-            logger.warning("%s has no effect in this configuration", origin)
-        for note in cuts:
-            logger.warning("%s", note)
-        return _serve(settings, Notifier.of(os.environ, os.getpid()))
+        _warn(arguments, settings, cuts)
+        return _serve(settings, Notifier.of(os.environ, os.getpid()), lambda: _read_again(arguments))
 
 
-def _serve(settings: Settings, notifier: Notifier) -> int:
+def _read_again(arguments: argparse.Namespace) -> Settings:
+    """The settings as they are now: the file may have changed since."""
+    settings, cuts = within_windows(settings_of(arguments))
+    _warn(arguments, settings, cuts)
+    return settings
+
+
+def _warn(arguments: argparse.Namespace, settings: Settings, cuts: Sequence[str]) -> None:
+    for origin in without_effect(settings, os.environ, flags_of(arguments)):
+        logger.warning("%s has no effect in this configuration", origin)
+    for note in cuts:
+        logger.warning("%s", note)
+
+
+def _serve(settings: Settings, notifier: Notifier, read_again: Callable[[], Settings]) -> int:
     """The socket listens before the app is imported: see server/listener.py."""
     from server import listener
 
@@ -56,12 +68,13 @@ def _serve(settings: Settings, notifier: Notifier) -> int:
         from server.app import create_app
         from server.lifecycle import Lifecycle
         from server.observe.metrics import Metrics
+        from server.reload import reload
         from server.swap.registry import Registry
 
         metrics = Metrics()
         registry = Registry(settings, metrics)
         app = create_app(settings, registry, metrics)
-        lifecycle = Lifecycle(registry, notifier)
+        lifecycle = Lifecycle(registry, notifier, lambda: reload(app, read_again))
         return lifecycle.exit_code if listener.run(app, listening, lifecycle) else 1
 
 

@@ -64,6 +64,10 @@ class Device:
         self._residents: list[Settled] = []
         self._newcomer: Newcomer | None = None
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Other times of an exchange from now on, and other deadlines for the workers to come."""
+        self._settings = settings
+
     @property
     def residents(self) -> tuple[Settled, ...]:
         """In the order of their arrival."""

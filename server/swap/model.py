@@ -125,6 +125,10 @@ class Model:
             error=self.error,
         )
 
+    def limit(self, limits: LimitSettings) -> None:
+        """What its requests may ask for from now on."""
+        self.limits = _limits(self.settings, limits)
+
     def note(self, progress: Progress) -> None:
         """Take a worker's progress; the ETA comes from the rate measured within the phase."""
         now = time.monotonic()

@@ -24,6 +24,7 @@ from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task
 from server.swap.model import Model, ModelEntry, State
 from server.swap.policy import Candidate, Resident, Turn, next_turn
 from server.swap.residents import check_fit, rivals
+from server.swap.roster import Roster
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -39,12 +40,12 @@ class Registry:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """ConfigurationError when a model does not fit, or swap.residents of them beside each other."""
-        check_fit(settings, available_bytes())
+        self._host_free = available_bytes()
+        check_fit(settings, self._host_free)
         self._settings = settings
         self._metrics = metrics
         self._wake = asyncio.Event()
-        self.models = tuple(Model(model, settings, metrics, self._wake.set) for model in settings.models)
-        self._by_id = {model.id: model for model in self.models}
+        self._roster = Roster(settings, lambda model, whole: Model(model, whole, metrics, self._wake.set))
         self._admission = Admission(settings.limits.max_concurrent_requests)
         self._device = Device(settings, metrics, self._set_state)
         self._active = self.default
@@ -60,6 +61,11 @@ class Registry:
         self.stopping = False
 
     # --- what there is
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The configured ones, then those that have left the configuration and not yet the device."""
+        return self._roster.models
 
     @property
     def default(self) -> Model:
@@ -94,15 +100,11 @@ class Registry:
 
     def find(self, name: str) -> Model | None:
         """The model of exactly this id."""
-        return self._by_id.get(name)
+        return self._roster.find(name)
 
     def route(self, path: str) -> tuple[Model, str] | None:
         """Split "<id>/<rest>" (or "<id>") at the longest configured id; ids contain slashes themselves."""
-        fitting = [model for model in self.models if path == model.id or path.startswith(model.id + "/")]
-        if not fitting:
-            return None
-        model = max(fitting, key=lambda each: len(each.id))
-        return model, path[len(model.id) + 1 :]
+        return self._roster.route(path)
 
     def entry(self, model: Model) -> ModelEntry:
         """A snapshot of one model for clients."""
@@ -124,9 +126,11 @@ class Registry:
         return self._admission.permit(count)
 
     def check(self, model: Model) -> None:
-        """Unavailable when a request for `model` could not be served: stopping, or a load that failed a moment ago."""
+        """Unavailable when a request for `model` could not be served: stopping, or a load that failed a moment ago, or
+        a reload that took the model away."""
         if self.stopping:
             raise Unavailable("the server is stopping")
+        self._check_known(model)
         if model.state == "failed" and not self._may_retry(model):
             again = None if model.remedy in MACHINE_REMEDIES else int(RETRY_FAILED_S)
             raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=again)
@@ -145,6 +149,7 @@ class Registry:
 
     def activate(self, model: Model) -> None:
         """Ask for the device; returns at once. The last one who asks decides."""
+        self._check_known(model)
         outdone, self._asked = self._asked, model
         if model in self._unloads:
             self._unloads.remove(model)
@@ -192,6 +197,58 @@ class Registry:
     def observe_turns(self, observer: Callable[[], None]) -> None:
         """Call `observer` in every turn: at each change of a state, and once a second at least while all is well."""
         self._observers.append(observer)
+
+    # --- another configuration
+
+    def reconfigure(self, settings: Settings) -> tuple[Model, ...]:
+        """Put other settings into force; ConfigurationError, with nothing changed, when their models do not fit.
+
+        Returns the models in use that are now configured otherwise, or not at all. The latter are unloaded; the former
+        keep their settings until they are off the device and have no requests.
+        """
+        check_fit(settings, self._host_free)
+        self._settings = settings
+        self._admission.limit = settings.limits.max_concurrent_requests
+        self._device.reconfigure(settings)
+        self._roster.adopt(settings)
+        self._renew()
+        for model in [model for model in self.models if not self._roster.configured(model)]:
+            self._dismiss(model)
+        self._wake.set()
+        return self._roster.outdated
+
+    def _dismiss(self, model: Model) -> None:
+        """It is not configured any more, and in use. The default model takes what was its own."""
+        if self._active is model:
+            self._active = self.default
+        was_home = self._home is model
+        self.unload(model)
+        if was_home:
+            self._home = self.default
+
+    def _renew(self) -> None:
+        """Models that are not in use give way to their successors."""
+        gave_way = self._roster.renew(self._in_use)
+        if not gave_way:
+            return
+        if self._home is not None:
+            self._home = gave_way.get(self._home, self._home) or self.default
+        if self._asked is not None:
+            self._asked = gave_way.get(self._asked, self._asked)
+        self._active = gave_way.get(self._active, self._active) or self.default
+        self._unloads = [model for model in self._unloads if model not in gave_way]
+
+    def _in_use(self, model: Model) -> bool:
+        """While a change is under way, all of them: it may end with any of them."""
+        under_way = self._change is not None and not self._change.done()
+        return under_way or self._device.holds(model) or not model.engine.empty
+
+    def _check_known(self, model: Model) -> None:
+        """Unavailable for a model that is leaving, or has given way since the caller found it."""
+        if not self._roster.configured(model):
+            raise Unavailable(f"model {model.id!r} is not configured any more")
+        if self._roster.find(model.id) is not model:
+            raise Unavailable(f"model {model.id!r} has just been configured anew: ask again", retry_after_s=1)
 
     # --- life
 
@@ -258,11 +315,12 @@ class Registry:
             if newcomer is not None and not self._needs(newcomer):
                 self._device.abort(newcomer)
             return
+        self._renew()
         if self._unloads:
             model = self._unloads.pop(0)
             self._begin(model, lambda: self._unload(model))
         elif (turn := self._next_turn()) is not None:
-            self._begin(self._by_id[turn.model], lambda: self._exchange(turn))
+            self._begin(self._named(turn.model), lambda: self._exchange(turn))
         else:
             self._in_exchange = False
             self._settle_active()
@@ -281,8 +339,8 @@ class Registry:
                 self._asked = None
 
     async def _exchange(self, turn: Turn) -> None:
-        target = self._by_id[turn.model]
-        leaving = [self._by_id[name] for name in turn.leaving]
+        target = self._named(turn.model)
+        leaving = [self._named(name) for name in turn.leaving]
         self._in_exchange |= any(model.state == "available" for model in self.models)
         self._active = target
         came = await self._device.bring(target, leaving)
@@ -317,7 +375,7 @@ class Registry:
 
     def _settle_active(self) -> None:
         """When the active model did not come, or is lost for good, bare requests go to one that is there."""
-        there = [resident.model for resident in self._device.residents]
+        there = [each.model for each in self._device.residents if self._roster.configured(each.model)]
         if self._active not in there:
             self._active = there[-1] if there else self._home or self._active
 
@@ -332,6 +390,11 @@ class Registry:
             back = next_turn(residents, [Candidate(home.id, asked=True, rivals=self._rivals(home))], now, swap)
             turn = back if back is not None and not back.leaving else None
         return turn
+
+    def _named(self, name: str) -> Model:
+        model = self._roster.find(name)
+        assert model is not None, f"{name} is in use, or the policy would not have seen it"
+        return model
 
     def _candidate(self, model: Model) -> Candidate:
         by_request = self._settings.swap.on_request or not self._device.residents

@@ -306,6 +306,11 @@ async function poll() {
   const [models, metrics] = await Promise.all([fetch("models"), fetch("metrics")]);
   const entries = (await models.json()).data;
   const news = entries.map(showModel).filter(Boolean);
+  for (const [id, { item }] of cards) {
+    if (entries.some((entry) => entry.id === id)) continue;
+    item.remove(); // a reload has taken it away
+    cards.delete(id);
+  }
   if (news.length) $("announcement").textContent = news.join(", ");
   showHealth(entries);
   showLoad(samples(await metrics.text()), entries);

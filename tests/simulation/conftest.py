@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import selectors
 import time
 from collections import deque
@@ -330,6 +331,16 @@ def _alone(options: SimulatedOptions, prompt: tuple[int, ...], most: int) -> tup
     while not drawn[-1].finish:
         drawn += steps.run(Decode(step=1 + len(drawn), live=((0, 1),))).drawn
     return tuple(each.token for each in drawn)
+
+
+@pytest.fixture
+def llama3_directory(tmp_path: Path) -> Path:
+    """The config.json of Llama 3 8B, which is all that the planner reads."""
+    shapes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    llama3 = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8, **shapes}
+    llama3 |= {"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 5e5, "rms_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps(llama3))
+    return tmp_path
 
 
 Scenario = Callable[[World], Coroutine[Any, Any, None]]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from server.errors import ConfigurationError
 from server.lifecycle import Lifecycle
 from server.observe.systemd import Notifier
 
@@ -19,21 +20,26 @@ A, B, C = "org/a", "org/b", "org/c"
 WATCHDOG_USEC = 20_000_000
 
 
-async def started(world: World, manager: Manager) -> Lifecycle:
+async def nothing_new() -> None:
+    """A reload of the same configuration."""
+
+
+async def started(world: World, manager: Manager, reload: Callable[[], Awaitable[None]]) -> Lifecycle:
     """The world under a service manager that takes every message at once."""
     asyncio.get_running_loop().add_reader(manager, manager.receive)
-    lifecycle = Lifecycle(world.registry, Notifier.of(manager.environment(WATCHDOG_USEC), os.getpid()))
+    notifier = Notifier.of(manager.environment(WATCHDOG_USEC), os.getpid())
+    lifecycle = Lifecycle(world.registry, notifier, reload)
     await world.registry.start()
     return lifecycle
 
 
 @pytest.fixture
 def under(simulate: Simulate, service_manager: Manager) -> Callable[..., None]:
-    """under(scenario, **of World): runs `scenario(world, lifecycle)` under `service_manager`."""
+    """under(scenario, reload=..., **of World): runs `scenario(world, lifecycle)` under `service_manager`."""
 
-    def run(scenario: Callable[[World, Lifecycle], Any], **options: Any) -> None:
+    def run(scenario: Callable[[World, Lifecycle], Any], reload: Any = nothing_new, **options: Any) -> None:
         async def whole(world: World) -> None:
-            lifecycle = await started(world, service_manager)
+            lifecycle = await started(world, service_manager, reload)
             try:
                 await scenario(world, lifecycle)
             finally:
@@ -157,6 +163,43 @@ def test_it_is_starved_when_the_turns_end(under: Callable[..., None], service_ma
     under(scenario)
 
 
+def test_a_reload_is_told_only_when_it_was_ready_before(under: Callable[..., None], service_manager: Manager) -> None:
+    async def scenario(world: World, lifecycle: Lifecycle) -> None:
+        await world.until(A, "loading")
+        await lifecycle.reload()
+        await asyncio.sleep(1)
+        assert service_manager.said("READY") == service_manager.said("RELOADING") == []
+        await world.until(A, "available")
+        await lifecycle.reload()
+        await asyncio.sleep(1)
+        said = [key for message in service_manager.received for key in message if key in ("READY", "RELOADING")]
+        assert said == ["READY", "RELOADING", "READY"]
+
+    under(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(ConfigurationError("port = 'x'"), "port = 'x'"), (OSError(5), "see the server's log")]
+)
+def test_a_reload_that_is_refused_is_told_until_one_succeeds(
+    under: Callable[..., None], service_manager: Manager, error: Exception, said: str
+) -> None:
+    errors = [error]
+
+    async def reload() -> None:
+        if errors:
+            raise errors.pop()
+
+    async def scenario(world: World, lifecycle: Lifecycle) -> None:
+        await world.until(A, "available")
+        for status in (f"serving {A}; not reloaded: {said}", f"serving {A}"):
+            await lifecycle.reload()
+            await asyncio.sleep(100)
+            assert service_manager.said("STATUS")[-1] == status
+
+    under(scenario, reload=reload)
+
+
 def test_a_stop_asks_for_the_time_that_running_work_takes(under: Callable[..., None], service_manager: Manager) -> None:
     async def scenario(world: World, lifecycle: Lifecycle) -> None:
         await world.until(A, "available")
@@ -174,7 +217,7 @@ def test_a_stop_asks_for_the_time_that_running_work_takes(under: Callable[..., N
 
 def test_without_a_service_manager_a_failed_first_load_is_no_end(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
-        lifecycle = Lifecycle(world.registry, Notifier(None))
+        lifecycle = Lifecycle(world.registry, Notifier(None), nothing_new)
         hopeless = asyncio.create_task(lifecycle.hopeless())
         await world.registry.start()
         await world.until(A, "loading")
