@@ -41,8 +41,8 @@ class Server:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60)
 
-    def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=300)
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=300)
 
     def wait_available(self, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
