@@ -2,7 +2,8 @@
 
 Rules that tests/models/test_backend_contract.py holds every backend to:
 
-- A slot's tokens never depend on its neighbours, nor on when they join or leave.
+- A slot's tokens never depend on its neighbours, nor on when they join or leave. Where a Description says
+  `exact_replay`, no bit of its scores does either; elsewhere (CPU: layout "packed", or bfloat16; Neuron) rounding may.
 - Every live slot is in every decode call. One that must wait is *held*: its last (token, position) is passed again
   and its row dropped. Repeating a step is idempotent.
 - `feed` at position 0 with the whole prompt is a prefill; a one-token prompt is legal.

@@ -61,12 +61,17 @@ class SlotInput(msgspec.Struct, frozen=True):
 # --- what a worker is told to load ------------------------------------------------------------------------------
 
 
+CpuWeights = Literal["dtype", "float16"]
+
+
 class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field="kind", forbid_unknown_fields=True):
     """The CPU backend: torch with static slots.
 
     `layout` "fixed" uses only row counts that were proven, at load and on this CPU, to give a row the same bits, so a
     slot's numbers never depend on its neighbours (the guaranteed mode, with float32); "packed" attends for all slots
     at once, faster with many, and leaves the proof out.
+    `weights` "float16" are multiplied with float32 activations: a step reads all of them, so it is faster, and differs
+    from float32 in the last digits.
     `chunk` (tokens a feed may bring at once) is at most `n_positions`. `threads` 0: as many as there are CPUs.
     """
 
@@ -74,6 +79,7 @@ class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field
     n_positions: int = 2048
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     layout: Literal["fixed", "packed"] = "fixed"
+    weights: CpuWeights = "dtype"
     threads: int = 0
     chunk: int = 256
 

@@ -32,6 +32,7 @@ from models.checkpoint import Checkpoint, CheckpointError, open_checkpoint, warm
 from models.cpu import host
 from models.host import available_bytes
 from models.planner import within_window
+from models.planner.memory import cpu_host_memory
 from models.protocol import CpuOptions, Description, Reuse, SlotInput
 from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
@@ -39,10 +40,10 @@ from models.step_checks import StepLimits
 if TYPE_CHECKING:
     from models.cpu.cache import KvCache
     from models.cpu.decoder import Decoder
+    from models.cpu.linear import LinearType
 
 _log = logging.getLogger(__name__)
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # Left free when a checkpoint is read ahead into the page cache.
 _WARM_RESERVE = 4 * 1024**3
 # Tokens of the warm-up; any that exist will do.
@@ -52,8 +53,10 @@ _PROBE_PROMPT = 5
 class CpuBackend:
     """Llama, Mistral and CodeLlama checkpoints on torch's CPU device."""
 
-    def __init__(self, directory: Path, options: CpuOptions) -> None:
+    def __init__(self, directory: Path, options: CpuOptions, linear: LinearType | None = None) -> None:
+        """`linear` instead of the form that `options.weights` asks for: to measure against."""
         self._directory = directory
+        self._linear = linear
         self._options = msgspec.structs.replace(options, chunk=min(options.chunk, options.n_positions))
         self._spec: ModelSpec | None = None
         self._checkpoint: Checkpoint | None = None
@@ -86,14 +89,15 @@ class CpuBackend:
         began = time.perf_counter()
         dtype = host.compute_dtype(self._options.dtype)
         spec, options = self._spec, self._options
-        _check_memory(spec, options, _DTYPE_BYTES[dtype])
+        _check_memory(spec, msgspec.structs.replace(options, dtype=dtype))
         with _typed_errors(), self._checkpoint as checkpoint:
             self._build(checkpoint, dtype, progress)
         self._checkpoint = None
         self._limits = StepLimits(options.slots, options.n_positions, spec.vocab_size, options.chunk, extend=True)
         with _typed_errors():
             step_s, feed_s = self._warm_up(progress)
-        _log.info("%s computes in %s, decode rows %s", self._directory.name, dtype, self._counts or "as they are live")
+        kind = dtype if options.weights == "dtype" else f"{dtype}+{options.weights}"
+        _log.info("%s computes in %s, decode rows %s", self._directory.name, kind, self._counts or "as they are live")
         return Description(
             slots=options.slots,
             n_positions=options.n_positions,
@@ -104,7 +108,7 @@ class CpuBackend:
             reuse=self._reuse,
             prefill_logprobs=True,
             exact_replay=options.layout == "fixed" and dtype == "float32",
-            dtype=dtype,
+            dtype=kind,
             device=host.cpu_name(),
             load_s=time.perf_counter() - began,
             step_s=(step_s,),
@@ -117,13 +121,17 @@ class CpuBackend:
         from models.cpu.attention import by_length, together
         from models.cpu.cache import KvCache
         from models.cpu.decoder import Decoder
+        from models.cpu.linear import linear_type
         from models.cpu.loading import load_weights
         from models.cpu.rope import RotaryTables
 
         assert self._spec is not None
         kind: torch.dtype = getattr(torch, dtype)
         with torch.inference_mode():
-            weights = load_weights(checkpoint, self._spec, kind, lambda done, total: progress("weights", done, total))
+            linear = self._linear or linear_type(kind, self._options.weights)
+            weights = load_weights(
+                checkpoint, self._spec, kind, linear, lambda done, total: progress("weights", done, total)
+            )
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
             attention = by_length if self._options.layout == "fixed" else together
@@ -240,6 +248,11 @@ def _check_options(options: CpuOptions, spec: ModelSpec) -> None:
     ):
         if value < low:
             raise ConfigurationError(f"{name} is {value}: it must be at least {low}")
+    if options.weights != "dtype" and options.dtype != "float32":
+        raise ConfigurationError(
+            f'{options.weights} weights are multiplied in float32, and dtype is "{options.dtype}": set dtype = '
+            '"float32", or weights = "dtype"'
+        )
     if options.n_positions > spec.max_position_embeddings:
         raise ConfigurationError(
             f"n_positions {options.n_positions} is over the model's max_position_embeddings "
@@ -247,17 +260,14 @@ def _check_options(options: CpuOptions, spec: ModelSpec) -> None:
         )
 
 
-def _check_memory(spec: ModelSpec, options: CpuOptions, dtype_bytes: int) -> None:
+def _check_memory(spec: ModelSpec, options: CpuOptions) -> None:
     """OutOfMemoryError when weights and cache cannot fit: better than the kernel's killer in the middle of a load."""
-    # A tied embedding is kept twice: as rows to look up, and packed as the head.
-    copies = spec.vocab_size * spec.hidden_size * dtype_bytes if spec.tied else 0
-    weights = spec.weight_bytes(dtype_bytes) + copies
-    cache = options.slots * options.n_positions * spec.kv_bytes_per_token(dtype_bytes)
+    memory = cpu_host_memory(spec, options)
     available = available_bytes()
-    if weights + cache > available:
+    if memory.weights + memory.kv > available:
         raise OutOfMemoryError(
-            f"the model needs {weights / 1e9:.1f} GB for weights and {cache / 1e9:.1f} GB for {options.slots} slots of "
-            f"{options.n_positions} positions; {available / 1e9:.1f} GB are available"
+            f"the model needs {memory.weights / 1e9:.1f} GB for weights and {memory.kv / 1e9:.1f} GB for "
+            f"{options.slots} slots of {options.n_positions} positions; {available / 1e9:.1f} GB are available"
         )
 
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, Protocol
 
 from models.cpu.backend import CpuBackend
 from models.protocol import CpuOptions, SlotInput
 
 PROMPT = 104
 SLOTS = (1, 4, 10, 16, 32)
+STREAMS = 10  # of a comparison with `generate`
 _N_POSITIONS = 512
 
 
@@ -34,28 +34,45 @@ class Row:
     feed_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """New tokens a second of STREAMS requests that start together, median; `ratio`: the median over the turns of this
+    rate over that of the fastest `generate` in the same turn."""
+
+    variant: str
+    tokens_per_s: float
+    ratio: float
+
+
+class Generator(Protocol):
+    """Anything that continues STREAMS prompts of PROMPT tokens."""
+
+    name: str
+
+    def generate(self, new_tokens: int) -> None:
+        """Greedily, and without an end token."""
+
+
 class Variant:
     """A loaded backend with every slot fed, and the steps measured so far."""
 
-    def __init__(self, name: str, directory: Path, options: CpuOptions, plain: bool) -> None:
-        from models.cpu import loading
-        from models.cpu.linear import PlainLinear, linear_type
+    def __init__(self, name: str, directory: Path, options: CpuOptions, plain: bool = False) -> None:
+        """`plain`: with F.linear in place of what the options ask for."""
+        from models.cpu.linear import PlainLinear
 
         self.name = name
-        self._backend = CpuBackend(directory, options)
+        self._backend = CpuBackend(directory, options, PlainLinear if plain else None)
         self._backend.stage(_quiet)
-        with mock.patch.object(loading, "linear_type", (lambda dtype: PlainLinear) if plain else linear_type):
-            self._vocabulary = self._backend.load(_quiet).vocab_size
+        self._vocabulary = self._backend.load(_quiet).vocab_size
         self._feeds: list[float] = []
         self._steps: dict[int, list[float]] = {count: [] for count in SLOTS}
-        for slot in range(max(SLOTS)):
-            self._feed(slot)
 
     def turn(self) -> None:
         """One prefill and one step of each width; all slots stay equally long."""
-        self._feeds.append(_seconds(lambda: self._feed(0)))
+        for slot in range(max(SLOTS)):
+            self._feeds.append(_seconds(partial(self._backend.feed, slot, _prompt(slot, self._vocabulary))))
         for count in SLOTS:
-            live = [SlotInput(slot, self._token(PROMPT), PROMPT) for slot in range(count)]
+            live = [SlotInput(slot, 1, PROMPT) for slot in range(count)]
             self._steps[count].append(_seconds(partial(self._backend.decode, live)))
 
     def row(self) -> Row:
@@ -63,59 +80,85 @@ class Variant:
             self.name, tuple(statistics.median(self._steps[count]) for count in SLOTS), statistics.median(self._feeds)
         )
 
+    def generate(self, new_tokens: int) -> None:
+        """As the engine does: a prefill a prompt, then steps of all."""
+        prompts = [_prompt(slot, self._vocabulary) for slot in range(STREAMS)]
+        tokens = [int(self._backend.feed(slot, prompt).rows.argmax()) for slot, prompt in enumerate(prompts)]
+        for position in range(PROMPT, PROMPT + new_tokens - 1):
+            live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
+            tokens = self._backend.decode(live).rows.argmax(1).tolist()
+
     def close(self) -> None:
         self._backend.close()
 
-    def _feed(self, slot: int) -> None:
-        self._backend.feed(slot, [self._token(position) for position in range(PROMPT)])
 
-    def _token(self, position: int) -> int:
-        return (7919 * (position + 1)) % self._vocabulary
+class Transformers:
+    """Hugging Face `generate`, float32, on a static batch."""
+
+    def __init__(self, directory: Path, cache: str) -> None:
+        """`cache`: "dynamic" or "static"."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.name = f"transformers' generate, {cache} cache"
+        self._cache = cache
+        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        vocabulary = self._model.config.vocab_size
+        self._prompts = torch.tensor([_prompt(stream, vocabulary) for stream in range(STREAMS)])
+
+    def generate(self, new_tokens: int) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self._model.generate(
+                self._prompts,
+                attention_mask=torch.ones_like(self._prompts),
+                do_sample=False,
+                pad_token_id=0,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                cache_implementation=self._cache,
+                disable_compile=True,  # a compilation of the shape would be most of the time
+            )
 
 
-def measure(directory: Path, turns: int, dtypes: Sequence[str], threads: int) -> list[Row]:
-    """A row for each dtype of plain F.linear and of the two layouts; variants take their turns one after the other."""
-    variants = [
-        Variant(f"{dtype}, {name}", directory, _options(dtype, layout, threads), plain)
-        for dtype in dtypes
-        for name, layout, plain in (
-            ("F.linear", "packed", True),
-            ("layout fixed", "fixed", False),
-            ("layout packed", "packed", False),
-        )
-    ]
+def variants(directory: Path, dtypes: Sequence[str], threads: int) -> list[Variant]:
+    """Of each dtype plain F.linear and the two layouts; with float32 also its float16 weights."""
+
+    def made(name: str, dtype: str, layout: str, weights: str = "dtype", plain: bool = False) -> Variant:
+        options = {"dtype": dtype, "layout": layout, "weights": weights, "threads": threads}
+        chosen = CpuOptions(slots=max(SLOTS), n_positions=_N_POSITIONS, **options)  # type: ignore[arg-type]
+        return Variant(f"{dtype}, {name}", directory, chosen, plain)
+
+    loaded = []
+    for dtype in dtypes:
+        loaded.append(made("F.linear", dtype, "packed", plain=True))
+        loaded.append(made("layout fixed", dtype, "fixed"))
+        loaded.append(made("layout packed", dtype, "packed"))
+        if dtype == "float32":
+            loaded.append(made("packed, float16 weights", dtype, "packed", "float16"))
+    return loaded
+
+
+def rates(theirs: Sequence[Generator], ours: Sequence[Generator], new_tokens: int, turns: int) -> list[Rate]:
+    """All take turns; each turn is compared with itself."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in (*theirs, *ours)}
     for _ in range(turns):
-        for variant in variants:
-            variant.turn()
-    rows = [variant.row() for variant in variants]
-    for variant in variants:
-        variant.close()
-    return rows
+        for each in (*theirs, *ours):
+            seconds[each.name].append(_seconds(partial(each.generate, new_tokens)))
+    best = [min(turn) for turn in zip(*(seconds[each.name] for each in theirs), strict=True)]
+    return [
+        Rate(
+            name,
+            STREAMS * new_tokens / statistics.median(taken),
+            statistics.median(base / mine for base, mine in zip(best, taken, strict=True)),
+        )
+        for name, taken in seconds.items()
+    ]
 
 
-def generate_tokens_per_s(directory: Path, batch: int, new_tokens: int) -> float:
-    """Tokens a second of transformers' `generate`, float32, greedy, a static batch of prompts of PROMPT tokens."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    prompts = torch.arange(1, PROMPT + 1).repeat(batch, 1) + torch.arange(batch)[:, None]
-    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-    options = {"attention_mask": torch.ones_like(prompts), "do_sample": False, "pad_token_id": 0, **length}
-    with torch.inference_mode():
-        seconds = _seconds(lambda: model.generate(prompts, **options))
-    return batch * new_tokens / seconds
-
-
-def implied_tokens_per_s(row: Row, streams: int, new_tokens: int) -> float:
-    """Of `streams` requests of PROMPT + `new_tokens` that start together: prefills one by one, then full steps."""
-    step_s = row.step_s[SLOTS.index(streams)]
-    return streams * new_tokens / (streams * row.feed_s + (new_tokens - 1) * step_s)
-
-
-def _options(dtype: str, layout: str, threads: int) -> CpuOptions:
-    options = {"slots": max(SLOTS), "n_positions": _N_POSITIONS, "dtype": dtype, "layout": layout, "threads": threads}
-    return CpuOptions(**options)  # type: ignore[arg-type]
+def _prompt(stream: int, vocabulary: int) -> list[int]:
+    return [(7919 * (position + 1) + 31 * stream) % vocabulary for position in range(PROMPT)]
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -131,24 +174,29 @@ def _seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.cpu.benchmark", description=__doc__)
     parser.add_argument("directory", type=Path, help="a checkpoint's directory")
-    parser.add_argument("--turns", type=int, default=8, help="steps of each width and variant (default: 8)")
+    parser.add_argument("--turns", type=int, default=8, help="measurements of each variant (default: 8)")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are processors")
-    parser.add_argument("--generate", type=int, metavar="N", default=0, help="also N new tokens by transformers at 10")
+    parser.add_argument("--generate", type=int, metavar="N", default=0, help="also N new tokens, with transformers'")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args()
-    rows = measure(args.directory, args.turns, args.dtypes, args.threads)
-    print(f"{'ms':24}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
+    loaded = variants(args.directory, args.dtypes, args.threads)
+    for _ in range(args.turns):
+        for variant in loaded:
+            variant.turn()
+    rows = [variant.row() for variant in loaded]
+    print(f"{'ms':34}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
     for row in rows:
-        print(f"{row.variant:24}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
+        print(f"{row.variant:34}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
     if args.generate:
-        theirs = generate_tokens_per_s(args.directory, 10, args.generate)
-        print(f"\ntransformers' generate, float32, batch 10: {theirs:.1f} tokens/s")
-        for row in rows:
-            ours = implied_tokens_per_s(row, 10, args.generate)
-            print(f"{row.variant:24}{ours:9.1f} tokens/s, {ours / theirs:.2f} times that")
+        theirs = [Transformers(args.directory, cache) for cache in ("dynamic", "static")]
+        print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
+        for rate in rates(theirs, loaded, args.generate, args.turns):
+            print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")
+    for variant in loaded:
+        variant.close()
 
 
 if __name__ == "__main__":

@@ -9,25 +9,34 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.cpu.decoder import Layer, Weights
-from models.cpu.linear import Linear, linear_type
+from models.cpu.linear import Linear, LinearType
 from models.spec import ModelSpec
 
 
 def load_weights(
-    checkpoint: Checkpoint, spec: ModelSpec, dtype: torch.dtype, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    linear: LinearType,
+    progress: Callable[[int, int], None],
 ) -> Weights:
     """All weights, ready to run; `progress` gets (bytes read, bytes in all) after each tensor."""
-    return _Loader(checkpoint, spec, dtype, progress).load()
+    return _Loader(checkpoint, spec, dtype, linear, progress).load()
 
 
 class _Loader:
     def __init__(
-        self, checkpoint: Checkpoint, spec: ModelSpec, dtype: torch.dtype, progress: Callable[[int, int], None]
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        linear: LinearType,
+        progress: Callable[[int, int], None],
     ) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
         self._dtype = dtype
-        self._linear = linear_type(dtype)
+        self._linear = linear
         self._progress = progress
         self._done = 0
         self._total = sum(checkpoint.entries[name].bytes for name in spec.tensor_shapes())

@@ -114,10 +114,11 @@ def _cpu_refusal(spec: ModelSpec, options: CpuOptions, host_free: int) -> str | 
     if memory.peak <= host_free:
         return None
     found = nearest(options, lambda changed: cpu_host_memory(spec, changed).peak <= host_free)
+    kind = options.dtype if options.weights == "dtype" else options.weights
     choices = [(changes(options, choice), f"{gib(cpu_host_memory(spec, choice).peak)} GiB") for choice in found]
     return (
         f"the model takes {gib(memory.peak)} GiB of the host, and {gib(host_free)} are free: "
-        f"{gib(memory.weights)} for weights ({options.dtype}), {gib(memory.kv)} for the KV cache of {options.slots} "
+        f"{gib(memory.weights)} for weights ({kind}), {gib(memory.kv)} for the KV cache of {options.slots} "
         f"slots x {options.n_positions} positions, the rest for the worker and its loading. {_advice(choices)}"
     )
 

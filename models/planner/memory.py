@@ -29,6 +29,7 @@ _CPU_WORKER = 256 * MIB
 
 # "auto" takes bfloat16 on some processors: the smaller one, as the backend checks again when it knows.
 _CPU_BYTES = {"float32": 4, "bfloat16": 2, "auto": 2}
+_WEIGHT_BYTES = {"float16": 2}  # what is smaller than the dtype
 _CPU_POSITION_MULTIPLE = 16  # models/cpu/cache.py
 
 
@@ -113,14 +114,15 @@ def neuron_host_memory(spec: ModelSpec, options: NeuronOptions) -> HostMemory:
 def cpu_host_memory(spec: ModelSpec, options: CpuOptions) -> HostMemory:
     """A CPU worker's: all weights, the cache of all slots, and while loading the largest matrix in float32, twice.
 
-    A tied embedding is kept twice, as rows to look up and packed as the head.
+    The embedding is kept in the dtype, as rows to look up; a tied one once more, packed as the head.
     """
     size = _CPU_BYTES[options.dtype]
+    packed = _WEIGHT_BYTES.get(options.weights, size)
     head = spec.vocab_size * spec.hidden_size
-    weights = (spec.parameters() + (head if spec.tied else 0)) * size
+    weights = head * size + (spec.parameters() - (0 if spec.tied else head)) * packed
     positions = -(-options.n_positions // _CPU_POSITION_MULTIPLE) * _CPU_POSITION_MULTIPLE
     kv = options.slots * positions * spec.kv_bytes_per_token(size)
-    folding = max(head, spec.intermediate_size * spec.hidden_size) * (2 * 4 - size)
+    folding = max(head, spec.intermediate_size * spec.hidden_size) * (2 * 4 - packed)
     resident = _CPU_WORKER + weights + kv
     return HostMemory(peak=_CPU_WORKER + weights + max(kv, folding), resident=resident, weights=weights, kv=kv)
 

@@ -68,7 +68,7 @@ def _shortened(options: AnyOptions, length: int) -> dict[str, Any]:
 
 def _smaller_type(options: AnyOptions) -> list[dict[str, Any]]:
     if isinstance(options, CpuOptions):
-        return [{"dtype": "bfloat16"}] if options.dtype == "float32" else []
+        return [{"dtype": "bfloat16", "weights": "dtype"}] if options.dtype == "float32" else []
     return [{"quant": "s8"}] if options.quant == "none" else []
 
 

@@ -87,6 +87,17 @@ def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Cal
     assert np.abs(difference).mean() < 0.05
 
 
+def test_float16_weights_stay_nearer(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:
+    directory = tiny_checkpoint("llama3")
+    loaded = load_cpu(directory, weights="float16", layout="packed")
+    assert (loaded.description.dtype, loaded.description.exact_replay) == ("float32+float16", False)
+    tokens = _tokens(40, loaded.description.vocab_size)
+    fed = loaded.feed(0, tokens[:30])
+    stepped = [loaded.decode((0, token, position))[0] for position, token in enumerate(tokens[30:], start=30)]
+    difference = np.concatenate((fed, stepped)) - _reference(directory, tokens)
+    assert np.abs(difference).mean() < 0.005
+
+
 def test_the_embedded_model_scores_as_transformers_does(embedded_model: Path, load_cpu: Callable[..., Any]) -> None:
     loaded = load_cpu(embedded_model, n_positions=512, chunk=64)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)

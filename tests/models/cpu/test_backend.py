@@ -126,6 +126,12 @@ def test_auto_takes_bfloat16_only_where_the_processor_multiplies_it(monkeypatch:
         assert host.compute_dtype("float32") == "float32"
 
 
+def test_small_weights_are_for_float32_only(tiny_checkpoint: Callable[..., Path]) -> None:
+    backend = CpuBackend(tiny_checkpoint("llama3"), _options(weights="float16", dtype="bfloat16"))
+    with pytest.raises(ConfigurationError, match='float16 weights are multiplied in float32, and dtype is "bfloat16"'):
+        backend.stage(_ignore)
+
+
 def test_weights_that_give_no_numbers_are_refused_by_the_warm_up(damaged: Callable[..., Path]) -> None:
     weight = torch.ones(64)
     weight[5] = float("nan")

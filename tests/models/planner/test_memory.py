@@ -189,6 +189,11 @@ class TestTheHostOfACpuWorker:
         full, half = (cpu_host_memory(specs["llama3"], CpuOptions(dtype=dtype)) for dtype in ("float32", "bfloat16"))
         assert (half.weights, half.kv) == (full.weights // 2, full.kv // 2)
 
+    def test_float16_weights_halve_all_but_the_embedding_table(self, specs: Specs) -> None:
+        full, half = (cpu_host_memory(specs["llama3"], CpuOptions(weights=kind)) for kind in ("dtype", "float16"))
+        table = 128256 * 4096 * 4
+        assert (half.weights - table, half.kv) == ((full.weights - table) // 2, full.kv)
+
     def test_a_tied_embedding_is_there_twice(self, tiny_checkpoint: Callable[..., Path]) -> None:
         tied = read_spec(tiny_checkpoint("llama3", tie_word_embeddings=True))
         apart = read_spec(tiny_checkpoint("llama3"))
