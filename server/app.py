@@ -31,6 +31,7 @@ from server.api.line import LogRequests
 from server.api.service import Service
 from server.errors import ServeError
 from server.observe.metrics import Metrics
+from server.observe.neuron_monitor import followed, installed
 from server.settings import Settings
 from server.swap.registry import Registry
 
@@ -46,9 +47,10 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with service.recent.attached():
-            await registry.start()
-            yield
-            await registry.close()
+            async with followed(metrics.neuron, installed()):
+                await registry.start()
+                yield
+                await registry.close()
         service.threads.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(

@@ -180,6 +180,29 @@ def read_events() -> Callable[[httpx.Response], Iterator[Any]]:
     return events
 
 
+@pytest.fixture(scope="session")
+def neuron_report() -> Callable[[str], bytes]:
+    """neuron_report("serving") -> a line of neuron-monitor's output, out of tests/neuron_monitor."""
+
+    def line(name: str) -> bytes:
+        document = json.loads((ROOT / "tests" / "neuron_monitor" / f"{name}.json").read_text())
+        return json.dumps(document).encode() + b"\n"
+
+    return line
+
+
+@pytest.fixture
+def neuron_monitor_path(tmp_path: Path, neuron_report: Callable[[str], bytes]) -> str:
+    """A PATH on which neuron-monitor reports, once, a chip that serves."""
+    directory = tmp_path / "neuron-monitor-bin"
+    directory.mkdir()
+    (directory / "report.json").write_bytes(neuron_report("serving"))
+    program = directory / "neuron-monitor"
+    program.write_text(f'#!/bin/sh\ncat "{directory}/report.json"\nexec sleep 600\n')
+    program.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
 CPU_TOML = """
 [worker]
 restarts = 20

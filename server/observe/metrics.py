@@ -21,6 +21,7 @@ from prometheus_client import (
 )
 
 from server.core import Limits, Request, Timings
+from server.observe.neuron_series import NeuronSeries
 
 Failure = Literal["validation", "overloaded", "generation", "incomplete", "dropped", "template"]
 Method = Literal["prefill", "decode"]
@@ -29,6 +30,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = tuple(0.0001 * 1.5**k for k in range(1, 36))
 BATCH_BUCKETS = tuple(range(1, 1025))
 _STEPS = 100
+_BUCKET = ("model", "bucket")
 
 # prometheus_client ends a counter's name with _total; TGI's dashboards know the names without.
 _TGI_TOTAL = re.compile(rb"^(# HELP |# TYPE |)(tgi_\w+)_total\b", re.MULTILINE)
@@ -39,12 +41,14 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """All series of one server, in a registry of its own."""
+    """All series of one server, in a registry of its own. `neuron`: those that neuron-monitor brings."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._series: dict[str, Any] = {}
         self._process: ProcessCollector | None = None
+        self.neuron = NeuronSeries()
+        self._registry.register(self.neuron)
         self._max_input_tokens = 1024
         self._max_total_tokens = 2048
 
@@ -155,6 +159,15 @@ class Metrics:
         """Slots of the model that holds the device."""
         self._gauge("neuronx_serve_slots", "Slots of the model that holds the device").set(total)
 
+    def decode_step(self, model: str, bucket: int, seconds: float, floor: float | None) -> None:
+        """A decode step of `model` in the token bucket `bucket` took `seconds` at its last load, beside what it cannot
+        fall below (models/planner), where that is known."""
+        measured = self._gauge("neuronx_serve_decode_step_seconds", "Decode step, measured at the last load", _BUCKET)
+        measured.labels(model, bucket).set(seconds)
+        if floor is not None:
+            least = self._gauge("neuronx_serve_decode_floor_seconds", "What no decode step can be below", _BUCKET)
+            least.labels(model, bucket).set(floor)
+
     def api_process(self, tasks: int) -> None:
         """The API process itself: asyncio tasks now; from here on also memory, CPU time and descriptors.
 
@@ -177,8 +190,8 @@ class Metrics:
     def _counter(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Counter:
         return self._once(name, lambda: Counter(name, help_text, labels, registry=self._registry))
 
-    def _gauge(self, name: str, help_text: str) -> Gauge:
-        return self._once(name, lambda: Gauge(name, help_text, registry=self._registry))
+    def _gauge(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return self._once(name, lambda: Gauge(name, help_text, labels, registry=self._registry))
 
     def _histogram(
         self, name: str, help_text: str, buckets: Sequence[float], labels: tuple[str, ...] = ()

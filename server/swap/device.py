@@ -145,6 +145,8 @@ class Device:
         began = time.monotonic()
         model.description = await supervisor.load()
         took = time.monotonic() - began
+        for step in model.decode_steps():
+            self._metrics.decode_step(model.id, step.bucket, step.measured_s, step.floor_s)
         log.info("%s is available after %.1f s (worker %s)", model.id, took, supervisor.pid)
         return took
 

@@ -17,7 +17,16 @@ import msgspec
 
 from models.families import family_of
 from models.planner.memory import core_memory, cpu_host_memory
-from models.protocol import CpuOptions, Description, DeviceOptions, NeuronOptions, Progress, Remedy
+from models.planner.timing import decode_step
+from models.protocol import (
+    CpuOptions,
+    Description,
+    DeviceOptions,
+    NeuronOptions,
+    Progress,
+    Remedy,
+    SimulatedOptions,
+)
 from models.spec import read_spec
 from server.core import Limits
 from server.engine.loop import Engine
@@ -53,6 +62,16 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     memory_bytes: int | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """A decode step in one token bucket: the seconds it took at the last load, and what it cannot fall below (None: not
+    known)."""
+
+    bucket: int
+    measured_s: float
+    floor_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +158,20 @@ class Model:
         eta = (progress.total - progress.done) * (now - began) / done if done > 0 else None
         fraction = progress.done / progress.total if progress.total else 1.0
         self.progress = ModelProgress(progress.phase, round(fraction, 4), None if eta is None else round(eta, 1))
+
+    def decode_steps(self) -> list[DecodeStep]:
+        """One a token bucket of the last load; none before it."""
+        if self.description is None:
+            return []
+        measured = zip(self.description.token_buckets, self.description.step_s, strict=False)
+        return [DecodeStep(bucket, seconds, self._floor_s(bucket)) for bucket, seconds in measured]
+
+    def _floor_s(self, bucket: int) -> float | None:
+        """How fast a CPU could be, nobody knows; a simulated device takes the time that it is told to."""
+        device = self.settings.device
+        if isinstance(device, NeuronOptions):
+            return decode_step(read_spec(self.directory), device, bucket).floor
+        return device.step_s if isinstance(device, SimulatedOptions) else None
 
     def _memory(self) -> int | None:
         if self._memory_bytes is None:

@@ -220,6 +220,57 @@ function showLoad(metrics, entries) {
   before = { at, metrics };
 }
 
+// --- the device: what neuron-monitor and the last loads told, nothing where they told nothing
+
+function labelled(metrics, name) {
+  const found = [];
+  for (const [series, value] of metrics) {
+    if (series !== name && !series.startsWith(`${name}{`)) continue;
+    const labels = {};
+    for (const [, key, text] of series.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) labels[key] = text.replace(/\\(.)/g, "$1");
+    found.push({ labels, value });
+  }
+  return found;
+}
+
+function deviceFigures(metrics) {
+  const all = (name) => labelled(metrics, `neuronx_serve_${name}`);
+  const one = (name) => all(name)[0]?.value;
+  const total = (samples) => samples.reduce((sum, { value }) => sum + value, 0);
+  const figures = all("neuroncore_utilization_ratio").map(({ labels, value }) => [`Core ${labels.core} busy`, `${Math.round(100 * value)} %`]);
+  const [used, size] = [one("neuron_device_memory_used_bytes"), one("neuron_device_memory_size_bytes")];
+  if (used !== undefined) figures.push(["Device memory", bytes(used) + (size ? ` of ${bytes(size)}` : "")]);
+  const byKind = new Map();
+  for (const { labels, value } of all("neuroncore_memory_bytes")) byKind.set(labels.kind, (byKind.get(labels.kind) ?? 0) + value);
+  for (const [kind, value] of byKind) if (value) figures.push([`of it ${kind.replaceAll("_", " ")}`, bytes(value)]);
+  const errors = all("neuron_execution_errors_total");
+  if (errors.length) figures.push(["Execution errors", total(errors)]);
+  const ecc = all("neuron_ecc_events_total");
+  const corrected = ecc.filter(({ labels }) => labels.kind.endsWith("_corrected"));
+  if (ecc.length) figures.push(["Memory errors corrected", total(corrected)], ["not corrected", total(ecc) - total(corrected)]);
+  if (one("neuron_monitor_up") === 0) figures.push(["neuron-monitor", "no report"]);
+  const floors = new Map(all("decode_floor_seconds").map(({ labels, value }) => [`${labels.model} ${labels.bucket}`, value]));
+  for (const { labels, value } of all("decode_step_seconds")) {
+    const floor = floors.get(`${labels.model} ${labels.bucket}`);
+    const beside = floor === undefined ? "" : `, floor ${short(1000 * floor)} ms`;
+    figures.push([`Decode step of ${labels.model} to ${labels.bucket} positions`, `${short(1000 * value)} ms${beside}`]);
+  }
+  return figures;
+}
+
+function showDevice(metrics) {
+  const figures = deviceFigures(metrics);
+  $("device").hidden = !figures.length;
+  const list = $("device-figures");
+  while (list.children.length > figures.length) list.lastChild.remove();
+  figures.forEach(([name, text], index) => {
+    const item = list.children[index] ?? list.appendChild(document.createElement("div"));
+    if (!item.children.length) item.append(document.createElement("dt"), document.createElement("dd"));
+    item.children[0].textContent = name;
+    item.children[1].textContent = text;
+  });
+}
+
 // --- the prompt
 
 let asking = null;
@@ -313,7 +364,9 @@ async function poll() {
   }
   if (news.length) $("announcement").textContent = news.join(", ");
   showHealth(entries);
-  showLoad(samples(await metrics.text()), entries);
+  const series = samples(await metrics.text());
+  showLoad(series, entries);
+  showDevice(series);
   if (offline) showProblem("");
   offline = false;
 }

@@ -81,6 +81,16 @@ def test_gauges_show_the_last_value() -> None:
     assert value(metrics, "tgi_queue_size") == 0
 
 
+def test_a_decode_step_stands_beside_its_floor_where_that_is_known() -> None:
+    metrics = Metrics()
+    metrics.decode_step("org/model", 1024, 0.031, 0.018)
+    metrics.decode_step("org/cpu", 2048, 0.05, None)
+    assert value(metrics, 'neuronx_serve_decode_step_seconds{bucket="1024",model="org/model"}') == 0.031
+    assert value(metrics, 'neuronx_serve_decode_floor_seconds{bucket="1024",model="org/model"}') == 0.018
+    assert value(metrics, 'neuronx_serve_decode_step_seconds{bucket="2048",model="org/cpu"}') == 0.05
+    assert value(metrics, 'neuronx_serve_decode_floor_seconds{bucket="2048",model="org/cpu"}') is None
+
+
 def test_length_buckets_cover_the_largest_model() -> None:
     metrics = Metrics()
     small, large = (Limits(max_input_tokens=n, max_total_tokens=2 * n) for n in (100, 4000))

@@ -42,10 +42,10 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def two(serve: Start, tiny_text_directory: Path) -> Start:
-    """two(key="", load_s=1) -> Server with org/first available and org/second configured."""
+    """two(key="", load_s=1, env={}) -> Server with org/first available and org/second configured."""
 
-    def start(key: str = "", load_s: float = 1) -> Any:
-        server = serve(TWO.format(directory=tiny_text_directory, key=key, load_s=load_s))
+    def start(key: str = "", load_s: float = 1, env: dict[str, str] | None = None) -> Any:
+        server = serve(TWO.format(directory=tiny_text_directory, key=key, load_s=load_s), env=env)
         server.wait_available()
         return server
 
@@ -178,3 +178,44 @@ def test_a_server_that_goes_away_is_noticed(two: Start, page: Start) -> None:
     server.stop()
     browser.until("return document.querySelector('#health').textContent === 'No answer'")
     assert "does not answer" in browser.text("#problem")
+
+
+FIGURES = """
+    const items = [...document.querySelectorAll('#device-figures div')];
+    return Object.fromEntries(items.map((item) => [...item.children].map((part) => part.textContent)));
+"""
+
+
+def test_what_neuron_monitor_reports_is_shown_and_the_step_beside_its_floor(
+    two: Start, page: Start, neuron_monitor_path: str, tmp_path: Path
+) -> None:
+    browser = page(two(env={"PATH": neuron_monitor_path}))
+    browser.until("return !document.querySelector('#device').hidden")
+    browser.until("return document.querySelector('#device-figures').textContent.includes('Core 1 busy')")
+    figures = browser.run(FIGURES)
+    step = figures.pop("Decode step of org/first to 2048 positions")
+    assert step.endswith(" ms, floor 20 ms")
+    assert figures == {
+        "Core 0 busy": "88 %",
+        "Core 1 busy": "86 %",
+        "Device memory": "19.9 GiB of 32.0 GiB",
+        "of it constants": "15.0 GiB",
+        "of it model code": "592 MiB",
+        "of it model shared scratchpad": "256 MiB",
+        "of it runtime memory": "100 MiB",
+        "of it tensors": "4.0 GiB",
+        "Execution errors": "3",
+        "Memory errors corrected": "3",
+        "not corrected": "0",
+    }
+    for scheme in ("light", "dark"):
+        browser.window(390, 844, scheme)
+        assert browser.run("return document.documentElement.scrollWidth") == 390, "nothing is cut off"
+        browser.screenshot(tmp_path / f"{scheme}.png")
+    assert browser.complaints() == []
+
+
+def test_without_neuron_monitor_the_device_is_its_steps_alone(two: Start, page: Start) -> None:
+    browser = page(two())
+    browser.until("return !document.querySelector('#device').hidden")
+    assert list(browser.run(FIGURES)) == ["Decode step of org/first to 2048 positions"]
