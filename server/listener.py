@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.connection import Connection
+from server.errors import ConfigurationError
 
 try:
     import uvloop as loops
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 KEEP_ALIVE_S = 75  # longer than the 60 s after which load balancers drop idle connections: they must close first
+PASSED_FD = 3  # SD_LISTEN_FDS_START
 LAST_WRITES_S = 5  # for clients to take the ends of their answers, once all work is over
 
 
@@ -62,6 +64,32 @@ def listening_socket(host: str, port: int) -> socket.socket:
         raise CannotListen(
             f"cannot listen on {host} port {port}: {reason}. Choose with --hostname and --port"
         ) from error
+
+
+def passed_socket(environment: Mapping[str, str], pid: int) -> socket.socket | None:
+    """The socket on which a service manager listens for the process `pid`: sd_listen_fds(3).
+
+    None when there is none; ConfigurationError when there are several, or it is not one that accepts TCP connections.
+    """
+    if environment.get("LISTEN_PID") != str(pid):
+        return None
+    count = environment.get("LISTEN_FDS", "")
+    if count != "1":
+        raise ConfigurationError(
+            f"environment variable LISTEN_FDS = {count!r}: allowed is '1', one address to listen on"
+        )
+    try:
+        passed = socket.socket(fileno=PASSED_FD)
+        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ConfigurationError(
+            f"LISTEN_FDS = 1, but descriptor {PASSED_FD} is no socket: {error.strerror}"
+        ) from error
+    if not listens or passed.type != socket.SOCK_STREAM or passed.family not in (socket.AF_INET, socket.AF_INET6):
+        passed.detach()
+        raise ConfigurationError(f"descriptor {PASSED_FD}, by LISTEN_FDS: allowed is a socket that listens for TCP")
+    passed.set_inheritable(False)
+    return passed
 
 
 def run(app: ASGIApp, listening: socket.socket, life: Life) -> bool:

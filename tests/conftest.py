@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -144,6 +145,12 @@ class ServiceManager:
         message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
         self.received.append(message)
         return message
+
+    def receive_all(self) -> None:
+        """Every message that is there."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.receive(0)
 
     def wait_for(self, key: str, timeout: float = 60) -> dict[str, str]:
         """The next message that has `key`."""

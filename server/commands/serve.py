@@ -61,7 +61,9 @@ def _serve(settings: Settings, notifier: Notifier, read_again: Callable[[], Sett
     from server import listener
 
     try:
-        listening = listener.listening_socket(settings.server.host, settings.server.port)
+        listening = listener.passed_socket(os.environ, os.getpid()) or listener.listening_socket(
+            settings.server.host, settings.server.port
+        )
     except listener.CannotListen as error:
         return refuse(error, 1)
     with listening:

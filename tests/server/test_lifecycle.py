@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,16 @@ os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGHUP, signal.SIG_IGN if int(sys.argv[1]) else signal.SIG_DFL)
 os.execv(sys.argv[2], sys.argv[2:])
+"""
+# Put in the place of GET /livez, in the server's process alone: it blocks the loop.
+HANGING_ROUTE = """
+import sys
+if "serve" in sys.orig_argv:
+    import time
+    import server.api.ops
+    async def hang(request):
+        time.sleep(3600)
+    server.api.ops.live = hang
 """
 WATCHDOG_USEC = 100_000
 KEY = '[server]\napi_key = "sesame"\n'
@@ -72,6 +83,28 @@ def test_from_start_to_stop(serve: Callable[..., Any], tiny_text_directory: Path
     service_manager.wait_for("STOPPING")
     assert server.process.wait(30) == 0
     assert service_manager.said("READY") == ["1"] * 3
+
+
+@pytest.mark.long
+def test_a_loop_that_hangs_is_silent_and_says_where_it_hung_when_it_is_ended(
+    serve: Callable[..., Any], tiny_text_directory: Path, tmp_path: Path, service_manager: Any
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING_ROUTE)
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    env = {**service_manager.environment(WATCHDOG_USEC), "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+    server = serve(ONE_MODEL.format(directory=tiny_text_directory, faults=[]), env=env)
+    service_manager.wait_for("READY")
+    worker = server.worker_pid()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(server.url + "/livez", timeout=1)
+    service_manager.receive_all()
+    with pytest.raises(TimeoutError):
+        service_manager.receive(20 * WATCHDOG_USEC / 1e6)
+    server.process.send_signal(signal.SIGABRT)
+    assert server.process.wait(30) == -signal.SIGABRT
+    assert "in hang" in server.log.read_text()
+    while Path(f"/proc/{worker}").exists() and "State:\tZ" not in Path(f"/proc/{worker}/status").read_text():
+        time.sleep(0.05)
 
 
 @pytest.mark.long

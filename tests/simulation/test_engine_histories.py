@@ -299,6 +299,7 @@ class History:
         while self._events:
             self.now, _, event = heapq.heappop(self._events)
             event()
+            assert not self.engine.stalled, "what holds a slot has a step coming"
         self._detach()
 
     # --- clients

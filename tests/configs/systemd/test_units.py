@@ -7,15 +7,22 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from server.lifecycle import EXTENSION_S
 from server.settings import ServerSettings, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICE = ROOT / "configs/systemd/neuronx-serve.service"
+SOCKET = SERVICE.with_suffix(".socket")
 INSTALL = (ROOT / "scripts/install-inf2").read_text("utf-8")
 MOST_EXPOSURE = 20  # in tenths; a unit without any hardening has 96
 
@@ -47,7 +54,8 @@ def unit(tmp_path: Path) -> Path:
 
 @analyzer
 def test_systemd_finds_nothing_to_say(unit: Path) -> None:
-    verdict = analyze("verify", "--man=no", unit)
+    listening = shutil.copy2(SOCKET, unit.parent)  # names its service by its own name
+    verdict = analyze("verify", "--man=no", unit, listening)
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
@@ -67,6 +75,11 @@ def test_it_is_hardened(unit: Path) -> None:
 
 def test_a_stop_is_not_cut_short(service: dict[str, str]) -> None:
     assert int(service["TimeoutStopSec"]) >= ServerSettings().stop_deadline + EXTENSION_S
+
+
+def test_the_socket_is_that_of_the_configuration() -> None:
+    server = tomllib.loads((ROOT / "configs/inf2.toml").read_text("utf-8"))["server"]
+    assert f"ListenStream={server['host']}:{server['port']}" in SOCKET.read_text("utf-8").splitlines()
 
 
 def test_a_device_that_hangs_is_the_servers_own_business(service: dict[str, str]) -> None:
