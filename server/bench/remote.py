@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from server.bench.device import PROMPT_TOKENS
-from server.bench.streams import Answer, Route, Stream, answer, client, count_tokens
+from server.bench.spent import NOT_TOLD, Spent, read
+from server.bench.streams import Answer, Route, Stream, answer, client, count_tokens, metrics
 from server.bench.timeline import percentile
 
 _SENTENCES = (
@@ -33,6 +34,10 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     `tokens_per_s`: new tokens of all streams, over the time from the first request to the last token. A latency runs
     from the request to the end of the answer, `ttft` to its first token; `inter_token` is between two tokens of one
     stream. `tokens_per_min` counts prompts too, as the published benchmark does. `failed` requests count nowhere else.
+
+    `device_share` is the part of the time in which the server's device computed, by its own `/metrics`: what comes over
+    HTTP, of the rate that its step and prefill times would give without a pause between them. `sampling_share` is what
+    its sampling took. NaN where the server does not tell.
     """
 
     concurrency: int
@@ -41,6 +46,8 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     new_tokens: int
     seconds: float
     tokens_per_s: float
+    device_share: float
+    sampling_share: float
     latency_avg: float
     latency_p50: float
     latency_p90: float
@@ -53,8 +60,8 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-def figures(concurrency: int, seen: Sequence[Answer]) -> ClientFigures:
-    """Pure. RuntimeError when no answer came to its end."""
+def figures(concurrency: int, seen: Sequence[Answer], spent: Spent = NOT_TOLD) -> ClientFigures:
+    """Pure. `spent` in the time of these answers. RuntimeError when none of them came to its end."""
     whole = [each for each in seen if not each.error]
     if not whole:
         raise RuntimeError(f"none of {len(seen)} requests was answered: {seen[0].error}")
@@ -70,6 +77,8 @@ def figures(concurrency: int, seen: Sequence[Answer]) -> ClientFigures:
         new_tokens=new_tokens,
         seconds=seconds,
         tokens_per_s=new_tokens / seconds,
+        device_share=spent.device / seconds,
+        sampling_share=spent.sampling / seconds,
         latency_avg=sum(latencies) / len(latencies),
         latency_p50=percentile(latencies, 50),
         latency_p90=percentile(latencies, 90),
@@ -102,6 +111,8 @@ async def measure(
         counted = await count_tokens(http, url, _prompt(0, usual))
         words = round(usual * PROMPT_TOKENS / counted) if counted else usual
 
+        before = read(await metrics(http, url))
+
         async def one_client() -> None:
             for number in numbers:
                 if time.monotonic() >= end:
@@ -110,7 +121,8 @@ async def measure(
                 progress(len(seen))
 
         await asyncio.gather(*(one_client() for _ in range(concurrency)))
-    return figures(concurrency, seen)
+        spent = read(await metrics(http, url)).since(before)
+    return figures(concurrency, seen, spent)
 
 
 def _stream(route: Route, number: int, tokens: int, words: int) -> Stream:

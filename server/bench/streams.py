@@ -124,6 +124,15 @@ async def count_tokens(http: httpx.AsyncClient, url: str, text: str) -> int:
         raise RuntimeError(f"{url} cannot be reached: {error or type(error).__name__}") from error
 
 
+async def metrics(http: httpx.AsyncClient, url: str) -> str:
+    """The server's page for Prometheus, empty when it has none."""
+    try:
+        answered = await http.get(url.rstrip("/") + "/metrics")
+    except httpx.HTTPError:
+        return ""
+    return answered.text if answered.status_code == 200 else ""
+
+
 def _request(route: Route, stream: Stream) -> tuple[str, dict[str, Any]]:
     if route == "tgi":
         parameters = {"max_new_tokens": stream.tokens, "details": True, **stream.parameters}

@@ -10,6 +10,7 @@ import pytest
 from server.bench import table
 from server.bench.remote import ClientFigures, figures
 from server.bench.report import page
+from server.bench.spent import Spent, read
 from server.bench.streams import Answer
 
 
@@ -31,6 +32,32 @@ def test_what_failed_is_counted_apart_and_told() -> None:
     assert (row.requests, row.failed, row.error) == (1, 1, "/generate_stream answered 429")
     assert math.isnan(row.inter_token_ms_p50)
     assert b'"inter_token_ms_p50": null' in table.to_json([row])
+
+
+METRICS = """\
+# TYPE tgi_batch_forward_duration histogram
+tgi_batch_forward_duration_bucket{le="0.1",method="prefill"} 7.0
+tgi_batch_forward_duration_sum{method="prefill"} 1.5
+tgi_batch_forward_duration_count{method="prefill"} 7.0
+tgi_batch_forward_duration_sum{method="decode"} 8.0
+neuronx_serve_step_sampling_seconds_sum{method="decode"} 0.25
+"""
+
+
+def test_the_device_is_measured_by_what_its_metrics_gained() -> None:
+    before, after = read(METRICS), read(METRICS.replace(" 8.0", " 11.0").replace(" 0.25", " 0.75"))
+    row = figures(1, [answered(0.0, 1.0, 4.0)], after.since(before))
+    assert (row.device_share, row.sampling_share) == (3 / 4, 0.5 / 4)
+
+
+def test_a_server_that_had_made_no_step_starts_from_nothing() -> None:
+    assert read(METRICS).since(read("")) == Spent(9.5, 0.25)
+
+
+def test_a_server_without_such_metrics_tells_no_share() -> None:
+    row = figures(1, [answered(0.0, 1.0)], read("").since(read("")))
+    assert math.isnan(row.device_share)
+    assert b'"device_share": null' in table.to_json([row])
 
 
 def test_nothing_answered_is_an_error() -> None:

@@ -72,6 +72,7 @@ def test_a_running_server(
         (1, 6, 0, 30),
         (3, 6, 0, 30),
     ]
+    assert all(row["device_share"] > 0 and row["sampling_share"] > 0 for row in rows)
     assert f"bench of {server.url}" in files[1].read_text()
     assert "3 at once, requests 6/6" in capsys.readouterr().err
 
