@@ -65,7 +65,7 @@ class Lifecycle:
 
     async def stop(self) -> None:
         """Let the work that runs end; the service manager is told so first."""
-        self._notifier.stopping(self._status)
+        self._notifier.stopping(status_line(self._registry.models, stopping=True))
         await self._registry.stop_gracefully()
 
     def close(self) -> None:
@@ -111,10 +111,10 @@ class Lifecycle:
 
 def status_line(models: Sequence[Model], stopping: bool) -> str:
     """What `systemctl status` shows: who serves, who comes and how far it is, who failed and why."""
+    said = [part for model in models if (part := _said_of(model))]
     if stopping:
         left = sum(model.engine.running + model.engine.waiting for model in models)
-        return f"stopping: {left} sequence{'s' * (left > 1)} left" if left else "stopping"
-    said = [part for model in models if (part := _said_of(model))]
+        said.insert(0, f"stopping: {left} sequence{'s' * (left > 1)} left" if left else "stopping")
     return "; ".join(said) or "no model is loaded"
 
 

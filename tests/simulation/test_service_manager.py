@@ -95,7 +95,7 @@ def test_a_first_load_that_fails_ends_the_process(
         await lifecycle.stop()
         await asyncio.sleep(1)
         assert service_manager.said("READY") == []
-        assert {"STOPPING": "1", "STATUS": f"{A} failed: it is broken"} in service_manager.received
+        assert {"STOPPING": "1", "STATUS": f"stopping; {A} failed: it is broken"} in service_manager.received
 
     under(scenario)
 
@@ -210,7 +210,7 @@ def test_a_stop_asks_for_the_time_that_running_work_takes(under: Callable[..., N
         assert asked.answered
         assert service_manager.said("STOPPING") == ["1"]
         assert len(service_manager.said("EXTEND_TIMEOUT_USEC")) - before >= 2
-        assert "stopping: 1 sequence left" in service_manager.said("STATUS")
+        assert f"stopping: 1 sequence left; serving {A}" in service_manager.said("STATUS")
 
     under(scenario)
 
