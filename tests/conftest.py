@@ -198,11 +198,10 @@ def neuron_report() -> Callable[[str], bytes]:
     return line
 
 
-@pytest.fixture
-def neuron_monitor_path(tmp_path: Path, neuron_report: Callable[[str], bytes]) -> str:
+@pytest.fixture(scope="session")
+def neuron_monitor_path(tmp_path_factory: pytest.TempPathFactory, neuron_report: Callable[[str], bytes]) -> str:
     """A PATH on which neuron-monitor reports, once, a chip that serves."""
-    directory = tmp_path / "neuron-monitor-bin"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("neuron-monitor")
     (directory / "report.json").write_bytes(neuron_report("serving"))
     program = directory / "neuron-monitor"
     program.write_text(f'#!/bin/sh\ncat "{directory}/report.json"\nexec sleep 600\n')

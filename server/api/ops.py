@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 import msgspec
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from server.api.answers import ErrorResponse
 from server.api.respond import json_response
 from server.api.service import TGI_VERSION, service_of
 from server.observe.metrics import CONTENT_TYPE
+from server.swap.model import State
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,9 +74,11 @@ async def info(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    service = service_of(request)
-    service.metrics.queue_size(service.registry.queued)
-    service.metrics.batch_size(service.registry.running)
-    service.metrics.batch_tokens(*service.registry.batch_tokens)
-    service.metrics.api_process(len(asyncio.all_tasks()))
-    return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    series, registry = service_of(request).metrics, service_of(request).registry
+    series.queue_size(registry.queued)
+    series.batch_size(registry.running)
+    series.batch_tokens(*registry.batch_tokens)
+    states = {model.id: model.state for model in registry.models}
+    series.model_states(states, get_args(State), healthy=registry.unhealthy() is None)
+    series.api_process(len(asyncio.all_tasks()))
+    return Response(series.render(), headers={"content-type": CONTENT_TYPE})

@@ -7,7 +7,7 @@ appears once it has a value, as in TGI. Knows nothing of where the facts come fr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from prometheus_client import (
@@ -154,6 +154,15 @@ class Metrics:
         """`model` got the device, `seconds` after its staging began."""
         self._counter("neuronx_serve_exchanges", "Models given the device", ("model",)).labels(model).inc()
         self._seconds("neuronx_serve_exchange_seconds", seconds)
+
+    def model_states(self, states: Mapping[str, str], possible: Sequence[str], healthy: bool) -> None:
+        """The state of every configured model, each out of `possible`, and whether one can serve (/health)."""
+        state = self._gauge("neuronx_serve_model_state", "1 at the state that a model is in", ("model", "state"))
+        state.clear()  # a model may have left the configuration
+        for model, now in states.items():
+            for each in possible:
+                state.labels(model, each).set(each == now)
+        self._gauge("neuronx_serve_healthy", "Whether a model can serve, as /health says").set(healthy)
 
     def slots(self, total: int) -> None:
         """Slots of the model that holds the device."""

@@ -117,3 +117,14 @@ def test_the_api_process_tells_its_tasks_and_what_the_kernel_counts() -> None:
         found = value(metrics, series)
         assert found is not None
         assert found > 0
+
+
+def test_a_model_is_in_one_state_and_gone_with_the_configuration() -> None:
+    metrics = Metrics()
+    metrics.model_states({"org/model": "failed", "org/other": "available"}, ("available", "failed"), healthy=True)
+    assert value(metrics, 'neuronx_serve_model_state{model="org/model",state="failed"}') == 1
+    assert value(metrics, 'neuronx_serve_model_state{model="org/model",state="available"}') == 0
+    assert value(metrics, "neuronx_serve_healthy") == 1
+    metrics.model_states({"org/other": "available"}, ("available", "failed"), healthy=False)
+    assert value(metrics, 'neuronx_serve_model_state{model="org/model",state="failed"}') is None
+    assert value(metrics, "neuronx_serve_healthy") == 0
