@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,16 @@ SHORT = 256
 _GROUP = 64
 _STRIDE = 512
 # `reach` sorts so many entries at most, and brackets what it looks for in longer rows by a sample of this size, give
-# or take so many of its ranks: four standard deviations of the rank of a share.
+# or take so many of its ranks: three standard deviations of the rank of a share.
 _SORTED = 2048
-_SAMPLE = 1024
-_MARGIN = 64
+_SAMPLE = 2048
+_MARGIN = 68
+# A sample that stands for so much of a row's weight hides no few heavy entries; `SHORT` entries of a real vocabulary
+# are then less than so many of its own.
+_HIDDEN = 0.8
+_FEW = 8
+# Where more of a row than this part survives, what does not is masked: that is faster than gathering the survivors.
+_MASKED = 1 / 8
 _TINIEST = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -42,7 +49,8 @@ class Shortlist:
 
     `ids` ascend; `values` are processed logits, finite, the row's highest is 0; `weights` are their exponentials. No
     unlisted value is above `bound` (-inf: nothing that counts is unlisted). The sum of exp(value) over the whole row
-    lies within `mass` (low, high).
+    lies within `mass` (low, high). `kept` marks the entries that a filter has left, None for all; the weights of the
+    others are 0, and nobody has summed the mass yet (NaN).
     """
 
     ids: Ids
@@ -50,10 +58,20 @@ class Shortlist:
     weights: Floats
     bound: float
     mass: tuple[float, float]
+    kept: npt.NDArray[np.bool_] | None = None
 
     @property
     def complete(self) -> bool:
         return self.bound == -math.inf
+
+    def gathered(self) -> Shortlist:
+        """The same without the entries that are out."""
+        if self.kept is None:
+            return self
+        where = np.flatnonzero(self.kept)  # numpy gathers by index several times faster than by mask
+        weights = self.weights[where]
+        mass = mass_of(weights)
+        return Shortlist(self.ids[where], self.values[where], weights, self.bound, (mass, mass))
 
 
 def uniform(seed: int, choice: int, index: int) -> float:
@@ -119,13 +137,30 @@ def shortlists(values: Floats, params: SamplingParams) -> Iterator[Shortlist]:
             count *= 16
     weights = weights_of(values)
     mass = mass_of(weights)
-    if not params.top_k and params.top_p < 1.0 and values.size >= 4 * SHORT:
+    nucleus = not params.top_k and params.top_p < 1.0
+    if nucleus and values.size >= 4 * SHORT and not _flat(weights, mass, params.top_p):
         ids, bound = largest(values, SHORT)
         yield Shortlist(ids, values[ids], weights[ids], bound, (mass, mass))
-    ids = np.flatnonzero(values > -math.inf)
-    if ids.size < values.size:
+    ids = _every(values.size)
+    if values.min() == -math.inf:
+        ids = np.flatnonzero(values > -math.inf)
         values, weights = values[ids], weights[ids]
     yield Shortlist(ids, values, weights, -math.inf, (mass, mass))
+
+
+def _flat(weights: Floats, mass: float, p: float) -> bool:
+    """Whether a sample tells that no short list of the heaviest comes to a share of `p`."""
+    stride = -(-weights.size // _SAMPLE)
+    sample = np.sort(weights[::stride])
+    whole = mass_of(sample)
+    return stride * whole >= _HIDDEN * mass and mass_of(sample[-_FEW:]) < p * whole
+
+
+@lru_cache(maxsize=4)
+def _every(size: int) -> Ids:
+    ids = np.arange(size)
+    ids.flags.writeable = False
+    return ids
 
 
 def survivors(listed: Shortlist, params: SamplingParams) -> Shortlist | None:
@@ -160,11 +195,13 @@ def top_p(listed: Shortlist, p: float) -> Shortlist | None:
 
     Ties at the border are taken in ascending id, so that the set is one and the same everywhere.
     """
+    listed = listed.gathered()
     least, highest = listed.mass
-    if not listed.complete and mass_of(listed.weights) < p * least:
+    total = least if listed.complete else mass_of(listed.weights)
+    if total < p * least:
         return None
-    border, most = reach(listed.values, listed.weights, p * least)
-    if highest != least and reach(listed.values, listed.weights, p * highest)[1] != most:
+    border, most = reach(listed.values, listed.weights, total, p * least)
+    if highest != least and reach(listed.values, listed.weights, total, p * highest)[1] != most:
         return None
     if most == listed.values.size and not listed.complete:
         return None
@@ -183,25 +220,27 @@ def typical(listed: Shortlist, p: float) -> Shortlist | None:
     """
     if not listed.complete:
         return None
+    listed = listed.gathered()
     total = mass_of(listed.weights)
     entropy = math.log(total) - float(np.einsum("i,i->", listed.weights, listed.values, dtype=np.float64)) / total
-    nearness: Floats = -np.abs(np.float32(math.log(total) - entropy) - listed.values)
-    border, _ = reach(nearness, listed.weights, p * total)
+    nearness: Floats = np.float32(math.log(total) - entropy) - listed.values
+    np.abs(nearness, out=nearness)
+    np.negative(nearness, out=nearness)
+    border, _ = reach(nearness, listed.weights, total, p * total)
     return _kept(listed, nearness >= border)
 
 
-def reach(keys: Floats, weights: Floats, target: float) -> tuple[float, int]:
+def reach(keys: Floats, weights: Floats, total: float, target: float) -> tuple[float, int]:
     """(border, count): going down from the highest of `keys`, the `count` entries, at least one, of which each but the
-    first has less than `target` of weight ahead of it; `border` is the last one's key.
+    first has less than `target` of weight ahead of it; `border` is the last one's key. `total` is the weight of all.
 
     Floyd and Rivest's SELECT (1975) with weights for counts: a sample brackets the border, a pass tells whether it
-    lies above the bracket, inside or below, and only the last few entries are sorted. Where the few heavy entries
-    misled the sample, the bracket is its median: that halves what is left whatever weighs how much.
+    lies above the bracket, inside or below, and only the last few entries are sorted. Where heavy entries misled
+    the sample, the bracket is its median: that halves what is left whatever weighs how much.
     """
     weight, count, missed = 0.0, 0, False  # weight and count of all that lies ahead of the `keys` that are left
-    total = mass_of(weights)
     while keys.size > _SORTED:
-        low, high = _bracket(keys, weights, None if missed or total <= 0.0 else (target - weight) / total)
+        low, high = _bracket(keys, weights, None if missed else weight + total - target)
         above, below, size, missed = keys > high, keys < low, keys.size, True
         over = mass_of(weights * above)
         if weight + over >= target:
@@ -225,18 +264,18 @@ def reach(keys: Floats, weights: Floats, target: float) -> tuple[float, int]:
     return float(keys[order[within - 1]]), count + within
 
 
-def _bracket(keys: Floats, weights: Floats, share: float | None) -> tuple[np.float32, np.float32]:
-    """(low, high) keys between which the running weight most likely reaches `share` of the whole, by a sample; twice
-    the sample's median for None."""
+def _bracket(keys: Floats, weights: Floats, rest: float | None) -> tuple[np.float32, np.float32]:
+    """(low, high) keys between which the running weight from the lowest up most likely comes to `rest`, by a sample;
+    twice the sample's median for None. From the lowest, since a few heavy entries hide from a sample: they are high."""
     stride = -(-keys.size // _SAMPLE)
     sample = keys[::stride]
-    order = np.argsort(-sample)
-    if share is None:
+    order = np.argsort(sample)
+    if rest is None:
         median = sample[order[order.size // 2]]
         return median, median
     sums = running(weights[::stride][order])
-    rank = int(np.searchsorted(sums, share * sums[-1]))
-    return sample[order[min(rank + _MARGIN, order.size - 1)]], sample[order[max(rank - _MARGIN, 0)]]
+    rank = int(np.searchsorted(sums, rest * order.size / keys.size))
+    return sample[order[max(rank - _MARGIN, 0)]], sample[order[min(rank + _MARGIN, order.size - 1)]]
 
 
 def running(weights: Floats) -> Doubles:
@@ -248,14 +287,14 @@ def running(weights: Floats) -> Doubles:
 
 def _kept(listed: Shortlist, keep: npt.NDArray[np.bool_]) -> Shortlist:
     """The survivors of a filter: whatever is unlisted no longer counts."""
-    where = np.flatnonzero(keep)  # numpy gathers by index several times faster than by mask
-    weights = listed.weights[where]
-    mass = mass_of(weights)
-    return Shortlist(listed.ids[where], listed.values[where], weights, -math.inf, (mass, mass))
+    listed = replace(listed, bound=-math.inf, mass=(math.nan, math.nan), kept=keep)
+    if keep.size <= _SORTED or np.count_nonzero(keep) <= _MASKED * keep.size:
+        return listed.gathered()
+    return replace(listed, weights=listed.weights * keep)
 
 
-def pick(weights: Floats, number: float) -> int:
-    """Index where the running sum of `weights` first exceeds `number` of the whole: the inverted CDF.
+def pick(weights: Floats, number: float) -> tuple[int, float]:
+    """(index, whole): where the running sum of `weights` first exceeds `number` of the whole: the inverted CDF.
 
     The sum runs over strides first: one pass at the speed of memory, and float64 only where it matters.
     """
@@ -270,10 +309,10 @@ def pick(weights: Floats, number: float) -> int:
         target -= across[stride - 1]
     within = running(weights[start : start + _STRIDE])
     index = start + int(np.searchsorted(within, target, side="right"))
-    if index < min(start + _STRIDE, weights.size) and weights[index] > 0.0:
-        return index
-    # Rounding carried the target over the end of its stride: the last entry that weighs anything before it.
-    return int(np.flatnonzero(weights[:index])[-1])
+    if index == min(start + _STRIDE, weights.size) or weights[index] == 0.0:
+        # Rounding carried the target over the end of its stride: the last entry that weighs anything before it.
+        index = int(np.flatnonzero(weights[:index])[-1])
+    return index, float(across[-1])
 
 
 def best(ids: Ids, values: Floats, bound: float, count: int) -> tuple[tuple[int, float], ...] | None:

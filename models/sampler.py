@@ -201,9 +201,8 @@ def _greedy(row: Floats, highest: float, params: SamplingParams) -> Choice:
 
 
 def _unfiltered(values: Floats, sampler: SequenceSampler) -> Choice:
-    weights = weights_of(values)
-    log_mass = math.log(mass_of(weights))
-    token = pick(weights, sampler.uniform())
+    token, mass = pick(weights_of(values), sampler.uniform())
+    log_mass = math.log(mass)
     return Choice(token, float(values[token]) - log_mass, _top_of_row(values, log_mass, sampler.params.top_n_tokens))
 
 
@@ -223,8 +222,10 @@ def _normalised(top: tuple[tuple[int, float], ...], log_mass: float) -> tuple[tu
 
 def _draw(left: Shortlist, sampler: SequenceSampler) -> Choice:
     """Draw among the survivors of the filters, in ascending id."""
-    index = pick(left.weights, sampler.uniform())
-    log_mass = math.log(left.mass[0])
+    if sampler.params.top_n_tokens:
+        left = left.gathered()
+    index, mass = pick(left.weights, sampler.uniform())
+    log_mass = math.log(mass)
     top = best(left.ids, left.values, left.bound, sampler.params.top_n_tokens) or ()
     return Choice(int(left.ids[index]), float(left.values[index]) - log_mass, _normalised(top, log_mass))
 

@@ -200,6 +200,24 @@ def test_equals_it_at_the_size_of_real_vocabularies(row: Row, params: SamplingPa
     assert choice.logprob == pytest.approx(expected.logprob(choice.token), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("filters", [{"top_p": 0.95}, {"typical_p": 0.9}, {"top_p": 0.9, "typical_p": 0.5}])
+@pytest.mark.parametrize("deviation", [0.1, 3.0])
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_equals_it_where_most_of_a_real_vocabulary_survives(
+    filters: dict[str, float], deviation: float, seed: int
+) -> None:
+    row = np.random.default_rng(seed).normal(0.0, deviation, 40_000).astype(np.float32)
+    params = SamplingParams(do_sample=True, seed=seed, top_n_tokens=3, **filters)  # type: ignore[arg-type]
+
+    choice = draw(row, params)
+
+    expected = reference(row, params, (), ())
+    assert choice.token == expected.token
+    assert choice.logprob == pytest.approx(expected.logprob(choice.token), rel=1e-5, abs=1e-5)
+    check_top(choice, expected, 3)
+
+
 # --- greedy ---------------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +353,7 @@ def test_filters_equal_those_of_transformers() -> None:
 def test_the_draw_inverts_the_cumulative_distribution_in_ascending_id() -> None:
     weights = row_of(1.0, 0.0, 2.0, 1.0)
 
-    assert [pick(weights, u) for u in (0.0, 0.2499, 0.25, 0.74, 0.75, 1 - 2**-53)] == [0, 0, 2, 2, 3, 3]
+    assert [pick(weights, u)[0] for u in (0.0, 0.2499, 0.25, 0.74, 0.75, 1 - 2**-53)] == [0, 0, 2, 2, 3, 3]
 
 
 @given(
@@ -343,10 +361,11 @@ def test_the_draw_inverts_the_cumulative_distribution_in_ascending_id() -> None:
     st.floats(0, 1, exclude_max=True),
 )
 def test_the_draw_never_picks_what_weighs_nothing(weights: list[float], number: float) -> None:
-    index = pick(np.array(weights, dtype=np.float32), number)
+    index, whole = pick(np.array(weights, dtype=np.float32), number)
 
     assert weights[index] > 0.0
     total = math.fsum(weights)
+    assert whole == pytest.approx(total, rel=1e-6)
     assert math.fsum(weights[:index]) <= number * total + 1e-6 * total
     assert math.fsum(weights[: index + 1]) >= number * total - 1e-6 * total
 
@@ -544,7 +563,7 @@ def test_the_border_is_where_the_running_weight_reaches_the_target(values: Row, 
     weights = np.exp(keys)[::-1].copy() if share > 0.5 else np.exp(keys)  # weights that do not follow the keys as well
     target = share * float(weights.sum(dtype=np.float64))
 
-    border, count = reach(keys, weights, target)
+    border, count = reach(keys, weights, float(weights.sum(dtype=np.float64)), target)
 
     order = np.argsort(-keys, kind="stable")
     assert border == keys[order[count - 1]]
