@@ -64,6 +64,8 @@ class CpuBackend:
         self._cache: KvCache | None = None
         self._limits = StepLimits(0, 0, 0, 0, extend=True)
         self._counts: tuple[int, ...] = ()
+        # A feed is padded to the fewest rows that are proven: many kernels compute a single row in another way.
+        self._least_rows = 1
         self._reuse: Reuse = "tokens"
 
     # --- loading ----------------------------------------------------------------------------------------------------
@@ -158,6 +160,7 @@ class CpuBackend:
             stepped()
         if proving:
             self._counts = rows.proven_counts(self._probe, tokens[: options.slots], stepped)
+            self._least_rows = self._counts[0]
             prompt = [token % self._spec.vocab_size for token in range(min(cuts.LENGTH, options.n_positions))]
             if not cuts.cuts_do_not_matter(self._written, self._written_by_step, prompt, options.chunk):
                 self._reuse = "chunks"
@@ -173,6 +176,8 @@ class CpuBackend:
     def _probe(self, tokens: Sequence[int]) -> FloatRows:
         """Row i is `tokens[i]` behind the probe prompt of slot i, all in one run."""
         position = min(_PROBE_PROMPT, self._options.chunk)
+        for slot in range(len(tokens)):
+            self._slots().fed(slot, (), position)  # what an earlier probe wrote there: a step repeats nothing
         live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
         return self._run(live, len(live))
 
@@ -214,7 +219,7 @@ class CpuBackend:
         assert self._decoder is not None
         self._slots().fed(slot, tokens, position)
         with torch.inference_mode():
-            logits: FloatRows = self._decoder.feed(slot, tokens, position, all_logits).numpy()
+            logits: FloatRows = self._decoder.feed(slot, tokens, position, all_logits, self._least_rows).numpy()
         return logits
 
     def _forward_decode(self, live: Sequence[SlotInput]) -> FloatRows:

@@ -19,13 +19,16 @@ _CUTS = (3, 4, 5, 12, 41, 64, 66, 67, 74)
 
 
 def cuts_do_not_matter(feed: Write, decode: Write, tokens: Sequence[int], longest: int) -> bool:
-    """Whether `tokens` in feeds of `longest` and in other pieces leave the same bits; single tokens are decoded."""
+    """Whether `tokens` in feeds of `longest` and in other pieces leave the same bits, also where single ones decode."""
     whole = [feed(tokens[start:stop], start) for start, stop in _pieces((), len(tokens), longest)]
-    cut = [
-        (decode if start and stop - start == 1 else feed)(tokens[start:stop], start)
-        for start, stop in _pieces(_CUTS, len(tokens), longest)
-    ]
-    return cut[-1] == whole[-1]
+    return all(
+        [
+            (single if start and stop - start == 1 else feed)(tokens[start:stop], start)
+            for start, stop in _pieces(_CUTS, len(tokens), longest)
+        ][-1]
+        == whole[-1]
+        for single in (feed, decode)
+    )
 
 
 def _pieces(cuts: Sequence[int], length: int, longest: int) -> list[tuple[int, int]]:

@@ -69,31 +69,39 @@ class Decoder:
         cache, spec = self._cache, self._spec
         idle = count - len(live)
         every_row = len(writes.rows) == count
-        unattended = torch.zeros((idle, spec.heads, spec.head_dim), dtype=self._dtype)
         attend_live = self._step_attention(cache, live)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             written = heads[:, spec.heads :]
             cache.layers[layer][writes.slots, :, writes.positions] = written if every_row else written[writes.rows]
-            attended = attend_live(layer, heads[: len(live), : spec.heads])
-            return (torch.cat((attended, unattended)) if idle else attended).view(count, -1)
+            return _with_idle(attend_live(layer, heads[: len(live), : spec.heads]), idle)
 
         tokens = torch.tensor([row.token for row in live] + [0] * idle)
         positions = torch.tensor([row.position for row in live] + [0] * idle)
         return self._score(self._run(tokens, positions, attend))[: len(live)]
 
-    def feed(self, slot: int, tokens: Sequence[int], position: int, every_row: bool) -> Tensor:
-        """`tokens` into a slot from `position` on. Logits float32 (rows, vocab_size) of the last token, or of all."""
+    def feed(self, slot: int, tokens: Sequence[int], position: int, every_row: bool, count: int = 1) -> Tensor:
+        """`tokens` into a slot from `position` on, computed as at least `count` rows, with idle ones behind.
+
+        Logits float32 (rows, vocab_size) of the last token, or of all.
+        """
         cache, spec = self._cache, self._spec
-        end = position + len(tokens)
+        fresh = len(tokens)
+        end = position + fresh
+        idle = max(count - fresh, 0)
         attend_fed = fed(cache, slot, position, end)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
-            cache.layers[layer][slot, :, position:end] = heads[:, spec.heads :].transpose(0, 1)
-            return attend_fed(layer, heads[:, : spec.heads]).reshape(len(tokens), -1)
+            cache.layers[layer][slot, :, position:end] = heads[:fresh, spec.heads :].transpose(0, 1)
+            return _with_idle(attend_fed(layer, heads[:fresh, : spec.heads]), idle)
 
-        hidden = self._run(torch.tensor(tokens), torch.arange(position, end), attend)
-        return self._score(hidden if every_row else hidden[-1:])
+        placed = torch.tensor([*tokens, *[0] * idle])
+        positions = functional.pad(torch.arange(position, end), (0, idle))
+        hidden = self._run(placed, positions, attend)
+        if every_row:
+            return self._score(hidden)[:fresh]
+        first = max(fresh - count, 0)
+        return self._score(hidden[first : first + count])[fresh - first - 1 :][:1]
 
     def _run(self, tokens: Tensor, positions: Tensor, attend: Attention) -> Tensor:
         """The residual stream behind the last layer, float32 (rows, hidden_size)."""
@@ -115,3 +123,8 @@ class Decoder:
     def _normed(self, hidden: Tensor) -> Tensor:
         normed = functional.rms_norm(hidden, (self._spec.hidden_size,), eps=self._spec.rms_norm_eps)
         return normed.to(self._dtype)
+
+
+def _with_idle(attended: Tensor, idle: int) -> Tensor:
+    """What (rows, heads, head_dim) attended to, as (rows + idle, heads * head_dim); idle rows attend to nothing."""
+    return functional.pad(attended.flatten(1), (0, 0, 0, idle)) if idle else attended.flatten(1)

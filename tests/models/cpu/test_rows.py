@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.backend import FloatRows
-from models.cpu import loading
+from models.cpu import linear
 from models.cpu.linear import PlainLinear
 from models.cpu.rows import Probe, candidate_counts, probe_steps, proven_counts, runs
 
@@ -87,7 +88,7 @@ def test_the_guarantee_holds_without_the_packed_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F.linear depends on the number of rows on many CPUs: then fewer counts are proven, and the bits still hold."""
-    monkeypatch.setattr(loading, "linear_type", lambda dtype: PlainLinear)
+    monkeypatch.setattr(linear, "linear_type", lambda dtype, weights: PlainLinear)
     directory = tiny_checkpoint("llama3", hidden_size=576, intermediate_size=1536, num_attention_heads=9,
                                 num_key_value_heads=3, vocab_size=1000)  # fmt: skip
     loaded = load_cpu(directory, slots=6)
@@ -106,3 +107,26 @@ def test_the_guarantee_holds_without_the_packed_kernels(
                 each.scores.append(row)
         for each in sequences:
             assert np.stack(each.scores).tobytes() == np.stack(expected.scores).tobytes()
+
+
+class _LonelyLinear(PlainLinear):
+    """A row alone is rounded another way, as by many a matrix-vector kernel; any others are computed alike."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([super(_LonelyLinear, self).__call__(row[None]) for row in x])
+        return rows * (1 + 2**-18) if len(x) == 1 else rows
+
+
+def test_a_row_alone_gets_company_where_kernels_compute_it_in_another_way(
+    tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "linear_type", lambda dtype, weights: _LonelyLinear)
+    loaded = load_cpu(tiny_checkpoint("llama3"), slots=4)
+    assert loaded.backend._counts == (2, 3, 4)
+    assert loaded.description.reuse == "tokens"
+    prompt = [3, 1, 4, 1, 5]
+    expected = loaded.feed(0, prompt)[-1]
+    loaded.backend.feed(1, prompt[:1], 0)
+    loaded.backend.feed(1, prompt[1:4], 1)
+    assert np.array_equal(loaded.backend.feed(1, prompt[4:], 4).rows[0], expected)
+    assert np.array_equal(loaded.backend.feed(1, prompt[4:], 4, all_logits=True).rows, expected[None])
