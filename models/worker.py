@@ -6,6 +6,7 @@ never leaves the device held. Whatever goes wrong leaves as one typed Fault.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -55,7 +56,8 @@ def main(fd: int, parent: int) -> int:
     except Exception as error:
         if not isinstance(error, BackendError):
             traceback.print_exc()
-        link.send(_fault(error))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody is left to be told
+            link.send(_fault(error))
         return 1
     return 0
 

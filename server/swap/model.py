@@ -179,6 +179,11 @@ class Model:
         return self._memory_bytes
 
     def _load_text(self) -> ModelText:
+        if not self.directory.is_dir():
+            raise ConfigurationError(
+                f"{self.directory}: there is no such directory: neuronx-serve models pull {self.id}, or put the "
+                "checkpoint there"
+            )
         tokenizer = Tokenizer.load(self.directory, self.family)
         return ModelText(tokenizer, ChatTemplate.load(self.directory, self.family, tokenizer))
 

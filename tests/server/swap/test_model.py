@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from models.planner.shapes import published_spec
 from models.planner.timing import decode_step
 from models.protocol import CpuOptions, Description, DeviceOptions, NeuronOptions, SimulatedOptions
+from server.errors import Unavailable
 from server.observe.metrics import Metrics
 from server.settings import ModelSettings, Settings
 from server.swap.model import DecodeStep, Model
@@ -69,3 +71,11 @@ def test_a_simulated_device_takes_the_time_it_is_told(llama3: Path) -> None:
     model = model_on(SimulatedOptions(step_s=0.02), llama3)
     model.description = replace(LOADED, token_buckets=(2048,), step_s=(0.02,))
     assert model.decode_steps() == [DecodeStep(2048, 0.02, 0.02)]
+
+
+def test_a_model_that_is_not_there_says_how_it_comes_there(tmp_path: Path) -> None:
+    async def read() -> None:
+        await model_on(NeuronOptions(), tmp_path / "absent").text()
+
+    with pytest.raises(Unavailable, match=r"absent: there is no such directory: neuronx-serve models pull org/model"):
+        asyncio.run(read())
