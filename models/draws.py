@@ -29,10 +29,10 @@ SHORT = 256
 _GROUP = 64
 _STRIDE = 512
 # `reach` sorts so many entries at most, and brackets what it looks for in longer rows by a sample of this size, give
-# or take so many of its ranks: three standard deviations of the rank of a share.
-_SORTED = 2048
-_SAMPLE = 2048
-_MARGIN = 68
+# or take so many of its ranks: two standard deviations of the rank of a share.
+_SORTED = 6144
+_SAMPLE = 4096
+_MARGIN = 64
 # A sample that stands for so much of a row's weight hides no few heavy entries; `SHORT` entries of a real vocabulary
 # are then less than so many of its own.
 _HIDDEN = 0.8
@@ -257,7 +257,7 @@ def reach(keys: Floats, weights: Floats, total: float, target: float) -> tuple[f
         keys, weights = keys[left], weights[left]
         if keys.size == size:
             break  # all keys are one and the same
-    order = np.argsort(-keys, kind="stable")
+    order = np.argsort(-keys)  # any order among equals has the same border
     ordered = weights[order]
     before = weight + running(ordered) - ordered
     within = max(int(np.searchsorted(before, target)), 1)
