@@ -47,10 +47,12 @@ Plan = FeedPlan | DecodePlan
 
 @dataclass(slots=True)
 class _Occupant:
-    """A sequence with a slot: `planned` of its prompt's tokens are written or on their way, `written` surely."""
+    """A sequence with a slot since step `since`: `planned` of its prompt's tokens are written or on their way,
+    `written` surely."""
 
     sequence: int
     slot: int
+    since: int
     prompt: Prompt
     reused: int
     planned: int
@@ -98,9 +100,9 @@ class Scheduler:
         self._waiting.move_to_end(sequence, last=False)
 
     def fed(self, plan: FeedPlan) -> None:
-        """The worker has done `plan`. Of a sequence that was removed meanwhile: no error."""
+        """The worker has done `plan`. Of a sequence that was removed meanwhile, or sent back: no error."""
         occupant = self._occupant(plan.sequence)
-        if occupant is not None:
+        if occupant is not None and plan.step >= occupant.since:
             occupant.written = plan.stop
 
     def remove(self, sequence: int, answer: Sequence[int] | None = ()) -> None:
@@ -136,7 +138,7 @@ class Scheduler:
         if self._feeding is None and self._waiting and self._free and self.admitting:
             sequence, prompt = self._waiting.popitem(last=False)
             slot, reused = self._free.take(prompt)
-            self._feeding = _Occupant(sequence, slot, prompt, reused, planned=reused, written=reused)
+            self._feeding = _Occupant(sequence, slot, self._step + 1, prompt, reused, planned=reused, written=reused)
         return self._feeding
 
     def _feed(self, feeding: _Occupant) -> FeedPlan:

@@ -193,6 +193,23 @@ def test_a_prompt_that_the_model_cannot_be_fed_ends_alone(bench: Callable[..., B
     assert one.engine.running == 0
 
 
+def test_a_token_that_cannot_become_text_ends_its_sequence_alone(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(bench, request((1, 2, 3), 12))
+    one = bench()
+    neighbour, broken = one.submit(request((1, 2, 3), 12)), one.submit(request((4, 5), 12))
+    for _ in range(6):
+        one.step()
+    monkeypatch.setattr(broken._detokenizer, "push", lambda token: bytes([token, 256]).decode())
+    one.run()
+    with pytest.raises(GenerationError, match="cannot become text"):
+        read(broken)
+    assert tokens(neighbour) == expected
+    assert one.engine.empty
+    assert one.engine.running == 0
+
+
 def test_every_request_ends_exactly_once_over_random_histories(bench: Callable[..., Bench]) -> None:
     for seed in range(40):
         rng = random.Random(seed)
@@ -266,6 +283,21 @@ def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> N
     one.run()
     assert tokens(again) == alone(bench, request(prompt, 9))
     assert sum(fed(one)) < 2 * len(prompt)
+
+
+def test_pieces_of_before_a_bad_row_leave_nothing(bench: Callable[..., Bench]) -> None:
+    """The piece behind the bad one is on its way when the prompt begins again, and its client may leave right then."""
+    prompt = tuple(range(5, 25))
+    expected = alone(bench, request(prompt, 9))
+    for steps in range(10):
+        one = bench(chunk=4, reuse=True, slots=1, faults=("feed:0=nan",))
+        first = one.submit(dataclasses.replace(request(prompt, 9), prompt_logprobs=True))
+        for _ in range(steps):
+            one.step()
+        first.cancel()
+        again = one.submit(request(prompt, 9))
+        one.run()
+        assert tokens(again) == expected, steps
 
 
 def test_another_key_profits_from_nothing(bench: Callable[..., Bench]) -> None:
