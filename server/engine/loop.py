@@ -8,6 +8,7 @@ Python. A worker that is lost or exchanged is detached; the sequences stay and a
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from server.engine.slots import Prompt
 from server.errors import GenerationError, ServeError
 from server.observe.metrics import Method, Metrics
 from server.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 DEPTH = 2
 REPLAYS_OF_A_BAD_ROW = 1
@@ -231,7 +234,7 @@ class Engine:
             self._metrics.token_generated()
             if not generation.emitted:
                 generation.timings.first_token = time.monotonic()
-            generation.deliver(drawn)
+            _deliver_text(generation, drawn)
             self._caught_up(generation)
             if generation.ended:
                 generation.timings.ended = time.monotonic()
@@ -295,6 +298,15 @@ class Engine:
             start=generation.start() if plan.last else None,
             scored=generation.scored(plan.start, plan.stop) if self._scores_prompts else (),
         )
+
+
+def _deliver_text(generation: Generation, drawn: Drawn) -> None:
+    """A token that cannot become text ends its own sequence, not the connection to the worker of all."""
+    try:
+        generation.deliver(drawn)
+    except Exception:
+        _log.exception("token %d of sequence %d cannot become text", drawn.token, drawn.sequence)
+        generation.fail(GenerationError("a token of the answer cannot become text: see the server's log"))
 
 
 def _prompt(request: Request) -> Prompt:
