@@ -259,6 +259,7 @@ class History:
     def __init__(self, seed: int, requests: Sequence[Request], tools: Tools) -> None:
         self.rng = random.Random(seed)
         self._requests = requests
+        self._asked = self._chosen()
         self._tools = tools
         self.chunk = self.rng.choice((0, 0, 1, 4, 9))
         self.reuse = self.chunk > 0 and self.rng.random() < 0.8
@@ -276,6 +277,13 @@ class History:
         self._busy = False
         self._closed = False
         self.reused = 0  # tokens that were not fed again
+
+    def _chosen(self) -> list[int]:
+        """Which requests this history is made of: any, or such as begin alike, so that slots are worth keeping."""
+        if self.rng.random() < 0.5:
+            return list(range(len(self._requests)))
+        first = self.rng.choice(self._requests).prompt[0]
+        return [index for index, request in enumerate(self._requests) if request.prompt[0] == first]
 
     # --- time
 
@@ -307,7 +315,7 @@ class History:
     def arrive(self) -> None:
         if self._closed:
             return
-        index = self.rng.randrange(len(self._requests))
+        index = self.rng.choice(self._asked)
         # The number is taken before the engine may feed it.
         generation = self.engine.submit(self._requests[index], self._tools.tokenizer, Timings(self.now))
         assert generation.sequence in self.generations
@@ -516,7 +524,7 @@ def tools(tiny_text_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
     vocabulary = Vocabulary(tiny_text_directory)
     made = Tools(tokenizer, vocabulary, tmp_path_factory.mktemp("device"), make_requests(90))
     rng = random.Random(1)
-    for _ in range(60):
+    for _ in range(180):
         index = rng.randrange(len(made.requests))
         if made.requests[index].prompt != REFUSED:
             answer = [output.token.id for output in made.alone(index)]
