@@ -505,6 +505,17 @@ def test_candidates_suffice_for_the_usual_settings(params: SamplingParams, promp
     assert choice.token == draw(row, params, prompt).token
 
 
+def test_ties_at_the_border_that_are_not_all_listed_need_the_whole_row() -> None:
+    row = row_of(1.0, 5.0, 1.0, 1.0)
+    listed = np.array([[1, 2, 3]])
+    scores = Candidates(listed, row[listed], np.log(np.exp(row).sum(keepdims=True)))
+    params = SamplingParams(do_sample=True, top_p=0.96, top_n_tokens=4)
+
+    (choice,) = sample(scores, [SequenceSampler(params, ())], lambda rows: Logits(row[np.newaxis]))
+
+    assert [token for token, _ in choice.top] == [1, 0]
+
+
 def test_only_the_rows_that_need_it_are_asked_for_in_one_call() -> None:
     peaked, flat = row_of(9.0, 1.0, 0.5, 0.0), row_of(1.0, 1.0, 1.0, 1.0)
     parts = [candidates_of(row, 2) for row in (flat, peaked, flat)]
