@@ -110,6 +110,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class SlotCopier(Protocol):
+    """What a backend is besides whose Description says `copies`."""
+
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` tokens that `source` holds, to the bit; `source` keeps what it has."""
+
+
+@runtime_checkable
 class DeviceSampler(Protocol):
     """What a backend is besides that may draw the tokens itself: its Description says whether it does."""
 

@@ -140,6 +140,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     prompts from position 0, up to the largest of `context_buckets`. `candidates` > 0: decode may answer with that
     many candidates a row. `step_s` and `feed_s` are measured seconds by bucket, in the order of the buckets.
     `reuse`: a slot keeps what was written, also while decodes leave it out, for a feed behind it; needs `chunk`.
+    `copies`: what one slot holds can be copied to another, of as much as `reuse` allows.
     `runtime_timeout_s` > 0: the device's own runtime gives a step up after that many seconds, and says why.
     """
 
@@ -150,6 +151,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     token_buckets: tuple[int, ...] = ()
     chunk: int = 0
     reuse: Reuse = "none"
+    copies: bool = False
     candidates: int = 0
     prefill_logprobs: bool = False
     device_sampling: bool = False
@@ -196,7 +198,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Step: put `tokens` into `slot` from `position` on. `start` comes with the last piece of the prompt only.
 
-    The slot holds the first `reused` tokens of the prompt already: the piece at that position is the first.
+    The slot holds the first `reused` tokens of the prompt already: the piece at that position is the first. With
+    `source` they are copied from that slot before; needs a backend with the capability `copies`.
 
     `scored` asks for logprobs of the prompt: token i of it is the one that follows `tokens[i]`. Needs a backend with
     the capability `prefill_logprobs`.
@@ -208,6 +211,7 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tokens: tuple[int, ...]
     position: int = 0
     reused: int = 0
+    source: int | None = None
     start: Start | None = None
     scored: tuple[int, ...] = ()
 

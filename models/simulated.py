@@ -115,6 +115,7 @@ class SimulatedBackend:
             token_buckets=(options.n_positions,),
             chunk=options.chunk,
             reuse="tokens" if options.reuse else "none",
+            copies=options.reuse,
             prefill_logprobs=True,
             exact_replay=True,
             dtype="float32",
@@ -136,6 +137,11 @@ class SimulatedBackend:
         rows = self._rows([(slot, each) for each in scored], fault)
         _sleep_until(started + self._options.prefill_token_s * len(tokens))
         return Logits(rows)
+
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """See SlotCopier.copy; takes no time."""
+        self._limits.check_copy(source, slot, length)
+        self._cache[slot, :length] = self._cache[source, :length]
 
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Scores:
         """See Backend.decode; takes `step_s`, whatever the number of rows."""

@@ -36,6 +36,14 @@ class StepLimits:
         for token in (min(tokens), max(tokens)):
             self._check_token(slot, token)
 
+    def check_copy(self, source: int, slot: int, length: int) -> None:
+        """StepError unless `length` tokens of one slot may be copied to another."""
+        for each in (source, slot):
+            self._check_slot(each)
+            self._check_position(each, length - 1)
+        if source == slot:
+            raise StepError(f"slot {slot} is to be copied to itself")
+
     def check_decode(self, live: Sequence[SlotInput]) -> None:
         """StepError unless each row names a slot of its own, a token and a position that exist."""
         if not live:

@@ -20,6 +20,7 @@ from models.backend import (
     DeviceSampler,
     Logits,
     Scores,
+    SlotCopier,
     StepError,
     TokenIds,
 )
@@ -87,6 +88,8 @@ class Steps:
         try:
             if feed.start is not None and isinstance(self._backend, DeviceSampler):
                 self._backend.configure(feed.slot, feed.start.sampling)
+            if feed.source is not None:
+                self._copy(feed.source, feed.slot, feed.reused)
             scores = self._backend.feed(feed.slot, feed.tokens, feed.position, all_logits=bool(feed.scored))
         except StepError as error:
             # Refused before the device was touched: this prompt's mistake, and nobody else's.
@@ -112,6 +115,11 @@ class Steps:
         )
         self._occupants[feed.slot] = occupant
         return self._advance([feed.slot], scores, full=lambda rows: self._feed_again(feed, rows))
+
+    def _copy(self, source: int, slot: int, length: int) -> None:
+        if not isinstance(self._backend, SlotCopier):
+            raise StepError("this backend cannot copy what one slot holds to another")
+        self._backend.copy(source, slot, length)
 
     def _matcher(self, start: Start) -> Matcher | None:
         """ConfigurationError where grammars cannot be used."""

@@ -108,6 +108,7 @@ class CpuBackend:
             token_buckets=(options.n_positions,),
             chunk=options.chunk,
             reuse=self._reuse,
+            copies=True,
             prefill_logprobs=True,
             exact_replay=options.layout == "fixed" and dtype == "float32",
             dtype=kind,
@@ -199,6 +200,13 @@ class CpuBackend:
         cache.check_reachable(slot, position)
         with _typed_errors():
             return Logits(self._forward_feed(slot, tokens, position, all_logits))
+
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """See SlotCopier.copy."""
+        cache = self._slots()
+        self._limits.check_copy(source, slot, length)
+        cache.check_reachable(source, length)
+        cache.copy(source, slot, length)
 
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Logits:
         """One token a live slot; always the whole vocabulary, so `full` changes nothing."""

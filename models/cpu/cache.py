@@ -69,6 +69,14 @@ class KvCache:
         self._clear(slot, position + len(tokens))
         self._tokens[slot][position:] = tokens
 
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` tokens of `source`, which holds as many."""
+        self._clear(slot, length)
+        with torch.inference_mode():
+            for layer in self.layers:
+                layer[slot, :, :length] = layer[source, :, :length]
+        self._tokens[slot] = self._tokens[source][:length]
+
     def stepped(self, live: Sequence[SlotInput]) -> Writes:
         """Note one token a row, and answer which rows must be written: those that the slot does not hold already."""
         fresh = [row for row, each in enumerate(live) if self._step(each)]

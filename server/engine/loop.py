@@ -137,6 +137,7 @@ class Engine:
             chunk=description.chunk,
             decode_per_feed=self._decode_per_feed,
             reuse=description.reuse if self._reuse_prefixes else "none",
+            copies=description.copies,
         )
         self._in_flight.clear()
         for generation in self._generations.values():
@@ -295,6 +296,7 @@ class Engine:
             tokens=generation.request.prompt[plan.start : plan.stop],
             position=plan.start,
             reused=plan.reused,
+            source=plan.source,
             start=generation.start() if plan.last else None,
             scored=generation.scored(plan.start, plan.stop) if self._scores_prompts else (),
         )

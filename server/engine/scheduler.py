@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.protocol import Reuse
-from server.engine.slots import FreeSlots, Prompt
+from server.engine.slots import FreeSlots, Held, Place, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPlan:
     """Put prompt tokens [start, stop) of `sequence` into `slot`; `last`: the prompt is complete then.
 
-    The first `reused` tokens were there already: the piece that starts behind them is the first.
+    The first `reused` tokens were there already, or are copied from `source` now: the piece that starts behind them is
+    the first.
     """
 
     step: int
@@ -31,6 +32,7 @@ class FeedPlan:
     stop: int
     last: bool
     reused: int = 0
+    source: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +53,27 @@ class _Occupant:
     `written` surely."""
 
     sequence: int
-    slot: int
     since: int
     prompt: Prompt
-    reused: int
+    place: Place
     planned: int
     written: int
+
+    @property
+    def slot(self) -> int:
+        return self.place.slot
 
 
 class Scheduler:
     """The slots of one loaded model and who waits for them."""
 
-    def __init__(self, *, slots: int, chunk: int = 0, decode_per_feed: int = 1, reuse: Reuse = "none") -> None:
+    def __init__(
+        self, *, slots: int, chunk: int = 0, decode_per_feed: int = 1, reuse: Reuse = "none", copies: bool = False
+    ) -> None:
         """`chunk` 0: prompts are fed whole."""
         self._chunk = chunk
         self._decode_per_feed = decode_per_feed
-        self._free = FreeSlots(slots, chunk=chunk, reuse=reuse)
+        self._free = FreeSlots(slots, chunk=chunk, reuse=reuse, copies=copies)
         self._waiting: OrderedDict[int, Prompt] = OrderedDict()
         self._feeding: _Occupant | None = None
         self._running: dict[int, _Occupant] = {}
@@ -137,8 +144,14 @@ class Scheduler:
     def _next_feeding(self) -> _Occupant | None:
         if self._feeding is None and self._waiting and self._free and self.admitting:
             sequence, prompt = self._waiting.popitem(last=False)
-            slot, reused = self._free.take(prompt)
-            self._feeding = _Occupant(sequence, slot, self._step + 1, prompt, reused, planned=reused, written=reused)
+            running = (
+                Held(each.slot, each.prompt.tokens[: each.written], each.prompt.scope)
+                for each in self._running.values()
+            )
+            place = self._free.take(prompt, running)
+            self._feeding = _Occupant(
+                sequence, self._step + 1, prompt, place, planned=place.reused, written=place.reused
+            )
         return self._feeding
 
     def _feed(self, feeding: _Occupant) -> FeedPlan:
@@ -150,7 +163,9 @@ class Scheduler:
             self._running[feeding.sequence] = feeding
             self._feeding = None
         self._decodes_since_feed = 0
-        return FeedPlan(self._next_step(), feeding.slot, feeding.sequence, start, stop, last, feeding.reused)
+        place = feeding.place
+        source = place.source if start == place.reused else None
+        return FeedPlan(self._next_step(), place.slot, feeding.sequence, start, stop, last, place.reused, source)
 
     def _decode(self) -> DecodePlan:
         self._decodes_since_feed += 1

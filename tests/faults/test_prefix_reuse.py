@@ -55,3 +55,18 @@ def test_a_repeated_system_prompt_is_fed_once(smollm2: Any) -> None:
     _, first, _ = chat(smollm2, [SYSTEM, {"role": "user", "content": "Hi!"}], key, greedy)
     _, other, cached = chat(smollm2, [SYSTEM, {"role": "user", "content": "Name a colour."}], key, greedy)
     assert 20 < cached < min(first, other)
+
+
+def test_two_chats_of_one_system_prompt_keep_what_each_has_said(smollm2: Any) -> None:
+    key = uuid.uuid4().hex
+    chats = [[SYSTEM, {"role": "user", "content": question}] for question in ("Name a river.", "Name a mountain.")]
+    lengths: list[int] = []
+    for turn in range(2):
+        for number, messages in enumerate(chats):
+            text, prompt_tokens, cached = chat(smollm2, messages, key, {"temperature": 0})
+            assert text == chat(smollm2, messages, uuid.uuid4().hex, {"temperature": 0})[0]
+            if turn == 0:
+                lengths.append(prompt_tokens)
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And another?"}]
+            else:
+                assert cached >= lengths[number]

@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from models.backend import Backend, ConfigurationError, FloatRows, Logits, StepError
+from models.backend import Backend, ConfigurationError, FloatRows, Logits, SlotCopier, StepError
 from models.protocol import CpuOptions, Description, NeuronOptions, SimulatedOptions, SlotInput
 
 SLOTS = 4
@@ -378,6 +378,34 @@ def test_a_freed_slot_keeps_what_it_holds_for_a_prompt_that_begins_alike(loaded:
     for start in range(held, len(prompt), chunk):
         rows = _rows(loaded.backend.feed(3, prompt[start : start + chunk], start))
     assert loaded.same(rows, loaded.feed(1, prompt))
+
+
+def test_a_copy_holds_what_its_source_holds_and_takes_nothing_from_it(loaded: Loaded) -> None:
+    chunk = loaded.description.chunk
+    if not loaded.description.copies:
+        return
+    assert isinstance(loaded.backend, SlotCopier)
+    loaded.feed(1, OTHER_PROMPT)  # longer or shorter, what the copy replaces is gone
+    source = Greedy(loaded, 3, PROMPT)
+    source.start()
+    length = len(PROMPT) - 2 if loaded.description.reuse == "tokens" else len(PROMPT) - len(PROMPT) % chunk
+    loaded.backend.copy(3, 1, length)
+    prompt = (*PROMPT[:length], 61, 62)
+    for start in range(length, len(prompt), chunk):
+        rows = _rows(loaded.backend.feed(1, prompt[start : start + chunk], start))
+    for _ in range(3):
+        _step(source)
+    assert source.tokens == _alone(loaded, PROMPT, steps=3, slot=0).tokens
+    assert loaded.same(rows, loaded.feed(2, prompt))
+
+
+@pytest.mark.parametrize(("source", "slot", "length"), [(0, 0, 1), (0, SLOTS, 1), (-1, 0, 1), (0, 1, 0)])
+def test_a_copy_out_of_range_is_refused(loaded: Loaded, source: int, slot: int, length: int) -> None:
+    if loaded.description.copies:
+        assert isinstance(loaded.backend, SlotCopier)
+        loaded.feed(0, PROMPT)
+        with pytest.raises(StepError):
+            loaded.backend.copy(source, slot, length)
 
 
 def test_all_logits_score_every_token_of_a_feed(loaded: Loaded) -> None:

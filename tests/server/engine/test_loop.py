@@ -272,6 +272,32 @@ def test_the_next_turn_of_a_chat_costs_its_new_tokens(bench: Callable[..., Bench
     assert outputs[-1].finish.reused_tokens == 11
 
 
+def test_a_system_prompt_of_who_still_runs_is_copied(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=16, reuse=True, slots=4)
+    system = tuple(range(10, 70))
+    wanted = [request((*system, 100 + number, 7), 20) for number in range(4)]
+    generations = [one.submit(each) for each in wanted]
+    one.run()
+    assert fed(one)[:4] == [16, 16, 16, 14], "the first is fed whole"
+    assert sum(fed(one)[4:]) < 3 * 16 * 2, "the others are not"
+    assert [tokens(each) for each in generations] == [alone(bench, each) for each in wanted]
+
+
+def test_two_chats_that_begin_alike_keep_a_slot_each(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=16, reuse=True, slots=4)
+    system = tuple(range(10, 40))
+    chats = [(*system, 100), (*system, 101)]
+    for turn in range(3):
+        for number, prompt in enumerate(chats):
+            before = len(fed(one))
+            generation = one.submit(request(prompt, 20))
+            one.run()
+            answer = tokens(generation)
+            assert answer == alone(bench, request(prompt, 20))
+            assert turn == 0 or fed(one)[before:] == [2], "the last token drawn, and the new one"
+            chats[number] = (*prompt, *answer, 60 + turn)
+
+
 def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> None:
     one = bench(chunk=4, reuse=True, slots=1)
     prompt = tuple(range(5, 25))
