@@ -311,6 +311,27 @@ def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> N
     assert sum(fed(one)) < 2 * len(prompt)
 
 
+def test_who_leaves_in_the_middle_of_a_replay_leaves_what_was_replayed(bench: Callable[..., Bench]) -> None:
+    """Of the tokens that its client has, only the first ones are in the new slot."""
+    first = request((5, 6, 7), 30)
+    answer = alone(bench, first)
+    turn = request((5, 6, 7, *answer[:20], 8), 9)
+    expected = alone(bench, turn)
+    for steps in range(20):
+        one = bench(chunk=16, reuse=True, slots=1)
+        left = one.submit(first)
+        while len(left.emitted) < 20:
+            one.step()
+        one.engine.detach()
+        one.attach()
+        for _ in range(steps):
+            one.step()
+        left.cancel()
+        again = one.submit(turn)
+        one.run()
+        assert tokens(again) == expected, steps
+
+
 def test_pieces_of_before_a_bad_row_leave_nothing(bench: Callable[..., Bench]) -> None:
     """The piece behind the bad one is on its way when the prompt begins again, and its client may leave right then."""
     prompt = tuple(range(5, 25))
