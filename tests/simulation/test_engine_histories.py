@@ -3,7 +3,7 @@
 The engine, the scheduler, the messages, the worker's steps, the sampler, the grammars and the simulated device are the
 real ones; time is a heap of events, so a history runs in milliseconds and a seed gives the same one again:
 
-    scripts/test tests/simulation --seed N
+    scripts/test tests/simulation/test_engine_histories.py --seed N
 """
 
 from __future__ import annotations
@@ -564,7 +564,7 @@ def run(seed: int, tools: Tools, monkeypatch: pytest.MonkeyPatch) -> History:
 
 
 def again(seed: int) -> str:
-    return f"again: scripts/test tests/simulation --seed {seed}"
+    return f"again: scripts/test tests/simulation/test_engine_histories.py --seed {seed}"
 
 
 def seeds(config: pytest.Config, start: int, count: int) -> range:
