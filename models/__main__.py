@@ -5,6 +5,7 @@ importable, so nothing else of the server's environment can shadow what that int
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +28,9 @@ if __name__ == "__main__":
     _import_models()
     from models.worker import main
 
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    code = main(int(sys.argv[1]), int(sys.argv[2]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The device is empty until this process has gone. The kernel takes everything back at once; the interpreter would
+    # first tidy up what torch and the runtime hold, for a second.
+    os._exit(code)

@@ -82,3 +82,16 @@ def test_an_interpreter_that_is_not_there_is_a_matter_of_configuration() -> None
     with pytest.raises(WorkerLost, match=r"worker\.python = '/nowhere/python'") as caught:
         loss("/nowhere/python")
     assert (caught.value.kind, caught.value.remedy) == ("configuration", "configuration")
+
+
+def test_a_closed_worker_does_not_tidy_up_its_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next model waits for the device until this process has gone."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def run() -> WorkerLost:
+        worker = await WorkerProcess.spawn("", lambda report: None)
+        await worker.close(grace_s=60)
+        return await worker.lost
+
+    assert str(asyncio.run(run())) == "the device worker exited with code 0"
