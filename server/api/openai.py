@@ -75,16 +75,17 @@ def _card(service: Service, model: Model) -> ModelCard:
     return ModelCard(
         id=model.id,
         owned_by=model.id,
-        description=f"{model.id} ({entry.family}): {_serving(entry.state, entry.active)}",
+        description=_description(service, entry.family, model),
         providers=(Provider(model.limits.max_total_tokens),),
         state=entry.state,
     )
 
 
-def _serving(state: str, active: bool) -> str:
-    if state == "available" and active:
-        return "available"
-    return f"{state}, swaps in on first use" if state == "unloaded" else state
+def _description(service: Service, family: str, model: Model) -> str:
+    """What lasts: Chat UI reads it once, shows it under the id from then on, and never asks for the state."""
+    text = f"{family}, {model.limits.max_total_tokens} tokens of context"
+    exchanged = len(service.registry.models) > service.settings.swap.residents
+    return text + (", comes when it is asked for" if exchanged and service.settings.swap.on_request else "")
 
 
 async def chat_completions(request: Request) -> Held:

@@ -360,9 +360,19 @@ class TestOpenAI:
         assert answer["object"] == "list"
         assert [model["id"] for model in answer["data"]] == list(MODELS)
         for model in answer["data"]:
-            assert isinstance(model["description"], str)
             assert model["providers"] == [{"context_length": 4096, "provider": "local"}]
             assert "supports_tools" not in json.dumps(model)
+            assert three.get(f"/models/{model['id']}/v1/models/{model['id']}").json == model
+
+    def test_what_the_list_says_of_a_model_lasts_since_it_is_read_once(self, three: Any) -> None:
+        def descriptions() -> list[str]:
+            return [model["description"] for model in three.get("/v1/models").json["data"]]
+
+        before = descriptions()
+        assert before[0] == "llama3, 4096 tokens of context, comes when it is asked for"
+        for model in MODELS:
+            check_chat(three.post(CHAT, new_body(model), **NEW))
+            assert descriptions() == before
 
 
 class TestStop:
