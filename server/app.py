@@ -84,7 +84,10 @@ def _routes(api_key: Callable[[], str]) -> list[BaseRoute]:
         Route("/tokenize", tokens.tokenize, methods=["POST"], middleware=keyed),
         Route("/chat_tokenize", tokens.chat_tokenize, methods=["POST"], middleware=logged),
         Route("/v1/models", openai.list_models),
+        Route("/v1/models/{id:path}", openai.get_model),
         Route("/info", ops.info),
+        Route("/health", ops.health),
+        Route("/ping", ops.health),
     ]
     of_a_model = [
         *serving,
@@ -95,9 +98,6 @@ def _routes(api_key: Callable[[], str]) -> list[BaseRoute]:
     return [
         *serving,
         Route("/", ByMethod(GET=request_response(ops.health), POST=compat), methods=["GET", "POST"]),
-        Route("/v1/models/{id:path}", openai.get_model),
-        Route("/health", ops.health),
-        Route("/ping", ops.health),
         Route("/livez", ops.live),
         Route("/readyz", ops.health),
         Route("/metrics", ops.metrics),

@@ -38,8 +38,9 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def health(request: Request) -> Response:
-    """200 and nothing when a model can serve, else TGI's 503 with the reason in a header of ours."""
-    reason = service_of(request).registry.unhealthy()
+    """200 and nothing when a model can serve, else TGI's 503 with the reason in a header of ours. Under /models/{id}:
+    when requests for that model are served."""
+    reason = service_of(request).registry.unhealthy(request.scope.get("model"))
     if reason is None:
         return Response()
     header = "".join(c if " " <= c <= "~" else "?" for c in reason)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.protocol import Progress, Remedy
 from server.errors import GenerationError, Unavailable
@@ -228,12 +228,18 @@ class Device:
         self._set_state(model, "unloaded", None)
 
     async def _drain(self, resident: Settled, newcomer: Supervisor | None) -> None:
-        """Wait while sequences run, `swap.drain` seconds at most, and no longer than both workers live."""
+        """Wait while sequences run, `swap.drain` seconds at most, and no longer than both workers live and get on."""
+        if resident.supervisor.lost:
+            return
         deadline = time.monotonic() + self._settings.swap.drain
-        while resident.model.engine.running and time.monotonic() < deadline:
-            if resident.supervisor.lost or (newcomer is not None and newcomer.lost):
-                return
-            await asyncio.sleep(DRAIN_POLL_S)
+        watching = asyncio.create_task(resident.supervisor.watch())
+        try:
+            while resident.model.engine.running and time.monotonic() < deadline:
+                if watching.done() or (newcomer is not None and newcomer.lost):
+                    return
+                await asyncio.sleep(DRAIN_POLL_S)
+        finally:
+            await end_task(watching)
 
     def _supervise(self, model: Model) -> Supervisor:
         def on_progress(progress: Progress) -> None:
@@ -264,7 +270,7 @@ async def _staged_and_readable(supervisor: Supervisor, model: Model) -> None:
         await end_task(staging)
 
 
-async def end_task(task: asyncio.Task[None] | None) -> None:
+async def end_task(task: asyncio.Task[Any] | None) -> None:
     """Cancel `task` and wait for its end. What it raised is known to whoever awaited it, or was logged by itself.
 
     More than once, if need be: up to Python 3.11 asyncio.wait_for swallows a cancel that meets its result.

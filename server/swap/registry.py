@@ -20,6 +20,7 @@ from server.engine.generation import Generation
 from server.errors import IncompleteGeneration, Unavailable
 from server.observe.metrics import Metrics
 from server.settings import Settings
+from server.swap.changes import Changes
 from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task
 from server.swap.model import Model, ModelEntry, State
 from server.swap.policy import Candidate, Resident, Turn, next_turn
@@ -53,11 +54,12 @@ class Registry:
         self._home: Model | None = self.default  # comes back by itself when there is room and nobody is asked for
         self._unloads: list[Model] = []
         self._in_exchange = False  # a model served when it began: planned, so /health stays 200
+        self._turn: Turn | None = None  # the exchange under way
+        self._called_off = False  # an operator decided for a model that must leave for it
         self._change: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._subscribers: set[asyncio.Queue[ModelEntry | None]] = set()
+        self._changes = Changes()
         self._observers: list[Callable[[], None]] = []
-        self._ended = False
         self.stopping = False
 
     # --- what there is
@@ -110,14 +112,19 @@ class Registry:
         """A snapshot of one model for clients."""
         return model.entry(active=model is self._active)
 
-    def unhealthy(self) -> str | None:
-        """Why /health is not 200 now; None when it is."""
+    def unhealthy(self, named: Model | None = None) -> str | None:
+        """Why /health is not 200 now, None when it is; of the server, or of a `named` model: whether requests for it
+        are served, which one that is not loaded answers by coming."""
         if self.stopping:
             return "stopping"
+        if named is not None and not self._comes_by_itself(named):
+            return _condition(named)
         if self._in_exchange or any(model.state in ("available", "draining") for model in self.models):
             return None
-        active = self._active
-        return f"{active.id} is {active.state}" + (f": {active.error}" if active.error else "")
+        return _condition(self._active)
+
+    def _comes_by_itself(self, model: Model) -> bool:
+        return model.state != "failed" and (model.state != "unloaded" or self._settings.swap.on_request)
 
     # --- requests
 
@@ -128,9 +135,7 @@ class Registry:
     def check(self, model: Model) -> None:
         """Unavailable when a request for `model` could not be served: stopping, or a load that failed a moment ago, or
         a reload that took the model away."""
-        if self.stopping:
-            raise Unavailable("the server is stopping")
-        self._check_known(model)
+        self._check_open(model)
         if model.state == "failed" and not self._may_retry(model):
             again = None if model.remedy in MACHINE_REMEDIES else int(RETRY_FAILED_S)
             raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=again)
@@ -149,11 +154,11 @@ class Registry:
 
     def activate(self, model: Model) -> None:
         """Ask for the device; returns at once. The last one who asks decides."""
-        self._check_known(model)
+        self._check_open(model)
         outdone, self._asked = self._asked, model
         if model in self._unloads:
             self._unloads.remove(model)
-        self._fulfil()
+        self._called_off = self._fulfil() and self._leaves_needlessly(model)
         if outdone is not None:
             self._publish(outdone)
         self._wake.set()
@@ -180,19 +185,9 @@ class Registry:
         self._publish(model)
         self._wake.set()
 
-    async def events(self) -> AsyncGenerator[ModelEntry, None]:
+    def events(self) -> AsyncGenerator[ModelEntry, None]:
         """Every model once, then every change of state and progress, until the server stops."""
-        queue: asyncio.Queue[ModelEntry | None] = asyncio.Queue()
-        for model in self.models:
-            queue.put_nowait(self.entry(model))
-        if self._ended:
-            queue.put_nowait(None)
-        self._subscribers.add(queue)
-        try:
-            while (entry := await queue.get()) is not None:
-                yield entry
-        finally:
-            self._subscribers.discard(queue)
+        return self._changes.subscribe(self.entry(model) for model in self.models)
 
     def observe_turns(self, observer: Callable[[], None]) -> None:
         """Call `observer` in every turn: at each change of a state, and once a second at least while all is well."""
@@ -243,8 +238,11 @@ class Registry:
         under_way = self._change is not None and not self._change.done()
         return under_way or self._device.holds(model) or not model.engine.empty
 
-    def _check_known(self, model: Model) -> None:
-        """Unavailable for a model that is leaving, or has given way since the caller found it."""
+    def _check_open(self, model: Model) -> None:
+        """Unavailable when the server is stopping, or for a model that is leaving, or has given way since the caller
+        found it."""
+        if self.stopping:
+            raise Unavailable("the server is stopping")
         if not self._roster.configured(model):
             raise Unavailable(f"model {model.id!r} is not configured any more")
         if self._roster.find(model.id) is not model:
@@ -260,20 +258,27 @@ class Registry:
         """Refuse new work, let the active model's work finish until the deadline, end the rest with errors."""
         self.stopping = True
         deadline = time.monotonic() + self._settings.server.stop_deadline
-        finishing = [resident.model for resident in self._device.residents]
         newcomer = self._device.newcomer
-        if newcomer is not None and finishing:
+        if newcomer is not None and self._device.residents:
             self._device.abort(newcomer)
-        elif newcomer is not None:
-            finishing = [newcomer]
-        for model in self.models:
-            if model not in finishing:
-                model.engine.fail_all(lambda: Unavailable("the server is stopping"))
-        while time.monotonic() < deadline:
-            if all(model.engine.empty for model in finishing):
+        while True:
+            if self._finished() or time.monotonic() >= deadline:
                 break
             await asyncio.sleep(STOP_POLL_S)
         self._end_everything()
+
+    def _finished(self) -> bool:
+        """End the requests of the models that are not on the device; whether the others have none left.
+
+        Asked again and again, since a model may still leave: one whose worker is being reaped, or is lost for good.
+        """
+        finishing = [resident.model for resident in self._device.residents]
+        if not finishing and self._device.newcomer is not None:
+            finishing = [self._device.newcomer]
+        for model in self.models:
+            if model not in finishing:
+                model.engine.fail_all(lambda: Unavailable("the server is stopping"))
+        return all(model.engine.empty for model in finishing)
 
     async def close(self) -> None:
         """End the task, what it began, every worker and every request."""
@@ -284,11 +289,9 @@ class Registry:
         self._end_everything()
 
     def _end_everything(self) -> None:
-        self._ended = True
         for model in self.models:
             model.engine.fail_all(IncompleteGeneration)
-        for queue in self._subscribers:
-            queue.put_nowait(None)
+        self._changes.end()
 
     # --- changes
 
@@ -315,11 +318,13 @@ class Registry:
             if newcomer is not None and not self._needs(newcomer):
                 self._device.abort(newcomer)
             return
+        self._turn = None
         self._renew()
         if self._unloads:
             model = self._unloads.pop(0)
             self._begin(model, lambda: self._unload(model))
         elif (turn := self._next_turn()) is not None:
+            self._turn, self._called_off = turn, False
             self._begin(self._named(turn.model), lambda: self._exchange(turn))
         else:
             self._in_exchange = False
@@ -339,6 +344,8 @@ class Registry:
                 self._asked = None
 
     async def _exchange(self, turn: Turn) -> None:
+        if self.stopping:  # since the turn was chosen
+            return
         target = self._named(turn.model)
         leaving = [self._named(name) for name in turn.leaving]
         self._in_exchange |= any(model.state == "available" for model in self.models)
@@ -359,19 +366,29 @@ class Registry:
         if model.state == "failed":
             self._set_state(model, "unloaded", None)
 
-    def _fulfil(self) -> None:
-        """An activate of a model that is on the device costs nothing."""
+    def _fulfil(self) -> bool:
+        """An activate of a model that is on the device costs nothing; whether there was one."""
         asked = self._asked
-        if asked is not None and asked.state == "available" and self._device.holds(asked):
-            self._asked = None
-            self._home = self._active = asked
-            self._publish(asked)
+        if asked is None or asked.state != "available" or not self._device.holds(asked):
+            return False
+        self._asked = None
+        self._home = self._active = asked
+        self._publish(asked)
+        return True
 
     def _needs(self, newcomer: Model) -> bool:
         """Whether anybody still wants a model that is on its way; an activate of another one decides against it."""
         if self._asked is not None:
             return newcomer is self._asked
-        return newcomer is self._home or not newcomer.engine.empty
+        return not self._called_off and (newcomer is self._home or not newcomer.engine.empty)
+
+    def _leaves_needlessly(self, resident: Model) -> bool:
+        """Whether it must leave for an exchange under way that would not be begun now."""
+        turn = self._turn
+        if turn is None or resident.id not in turn.leaving:
+            return False
+        now = self._next_turn()
+        return now is None or now.model != turn.model
 
     def _settle_active(self) -> None:
         """When the active model did not come, or is lost for good, bare requests go to one that is there."""
@@ -437,8 +454,11 @@ class Registry:
         self._publish(model)
 
     def _publish(self, model: Model) -> None:
-        for queue in self._subscribers:
-            queue.put_nowait(self.entry(model))
+        self._changes.publish(self.entry(model))
+
+
+def _condition(model: Model) -> str:
+    return f"{model.id} is {model.state}" + (f": {model.error}" if model.error else "")
 
 
 def _snapshot(settled: Settled) -> Resident:

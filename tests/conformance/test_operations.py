@@ -118,7 +118,7 @@ def test_1_configured_origins_only(guarded: Any) -> None:
 
 
 def test_8_health_has_no_body(wire: Any) -> None:
-    for path in ("/health", "/ping", "/", "/readyz"):
+    for path in ("/health", "/ping", "/", "/readyz", "/models/org/model/health", "/models/org/model/ping"):
         answer = wire.get(path)
         assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
 

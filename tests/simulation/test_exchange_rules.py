@@ -97,6 +97,40 @@ def test_activating_the_old_model_calls_the_exchange_off(simulate: Simulate) -> 
     simulate(scenario)
 
 
+def test_activating_a_working_model_calls_the_exchange_off_although_requests_wait_for_the_other(
+    simulate: Simulate,
+) -> None:
+    """They get their turn when it has come, as if nobody had asked for their model."""
+
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long, waiting = world.ask(A, most=100), world.ask(B)
+        await asyncio.sleep(1)
+        world.registry.activate(world.model(B))
+        await world.until(B, "staging")
+        world.registry.activate(world.model(A))
+        await world.until(B, "unloaded")
+        await world.answered(long)
+        assert [name for _, name in world.loads] == [A]
+        await world.answered(waiting)
+        assert right(world, long, waiting)
+
+    simulate(scenario, turn_after=60, drain=0)
+
+
+def test_activating_an_idle_model_does_not_hold_up_those_who_wait_for_the_other(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        waiting = world.ask(B)
+        await world.until(B, "staging")
+        world.registry.activate(world.model(A))
+        await world.answered(waiting)
+        assert right(world, waiting)
+        assert world.spawned == 2
+
+    simulate(scenario)
+
+
 def test_an_activate_that_is_taken_back_and_given_again_holds(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
         await world.until(A, "available")
@@ -293,6 +327,23 @@ def test_an_old_worker_that_dies_during_an_exchange_loses_no_request(
     simulate(scenario, turn_after=5, min_resident=1, drain=3)
 
 
+def test_an_old_worker_that_hangs_while_it_drains_is_noticed_however_long_the_drain(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        world.registry.activate(world.model(B))
+        await world.until(A, "draining")
+        await asyncio.sleep(0.5)
+        world.worker(A).hang()
+        hung = time.monotonic()
+        await world.until(B, "available")
+        assert time.monotonic() - hung < 100
+        await world.answered(long)
+        assert right(world, long)
+
+    simulate(scenario, drain=3000)
+
+
 def test_a_failed_model_is_tried_again_after_a_minute_or_by_activate_at_once(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
         await world.until(A, "available")
@@ -448,6 +499,83 @@ def test_a_graceful_stop_during_an_exchange_finishes_what_the_device_can_run(sim
             world.registry.check(world.model(A))
 
     simulate(scenario, turn_after=1, min_resident=1, drain=3)
+
+
+def test_a_graceful_stop_does_not_wait_for_a_model_whose_worker_has_just_gone(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long, waiting = world.ask(A, most=200), world.ask(B)
+        await world.until(A, "draining")
+        for _ in range(1000):
+            if world.registry.entry(world.model(A)).parked:
+                break
+            await asyncio.sleep(0.01)
+        assert world.state(A) == "draining", "its worker is being reaped"
+        stopped = time.monotonic()
+        await world.registry.stop_gracefully()
+        await world.answered()
+        assert time.monotonic() - stopped < 1
+        assert isinstance(long.error, Unavailable)
+        assert isinstance(waiting.error, Unavailable)
+
+    simulate(scenario, turn_after=1, min_resident=1, drain=3)
+
+
+def test_a_stop_in_the_moment_in_which_an_exchange_was_chosen_interrupts_nobody(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        long = world.ask(A, most=200)
+        await asyncio.sleep(1)
+        world.registry.activate(world.model(B))
+        world.registry._look()
+        await world.registry.stop_gracefully()
+        await world.answered()
+        assert right(world, long)
+        assert world.spawned == 1
+
+    simulate(scenario, drain=0)
+
+
+def test_nothing_is_activated_while_the_server_stops(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        await world.registry.stop_gracefully()
+        with pytest.raises(Unavailable, match="stopping"):
+            world.registry.activate(world.model(B))
+
+    simulate(scenario)
+
+
+# --- health of one model
+
+
+def test_a_model_is_healthy_when_requests_for_it_are_served(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        def healthy() -> list[bool]:
+            return [world.registry.unhealthy(model) is None for model in world.registry.models]
+
+        assert healthy() == [False, False, False]
+        await world.until(A, "available")
+        assert healthy() == [True, True, True], "the others come when they are asked for"
+        failing = world.ask(B)
+        await world.until(B, "loading")
+        assert healthy() == [True, True, True]
+        world.worker(B).kill()
+        await world.answered(failing)
+        await world.until(A, "available")
+        assert world.registry.unhealthy(world.model(B)).startswith("org/b is failed: the device worker was ended")
+        assert world.registry.unhealthy() is None
+
+    simulate(scenario)
+
+
+def test_without_on_request_a_model_is_healthy_while_it_is_there(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        assert world.registry.unhealthy(world.model(A)) is None
+        assert world.registry.unhealthy(world.model(B)) == "org/b is unloaded"
+
+    simulate(scenario, on_request=False)
 
 
 # --- residents
