@@ -443,7 +443,7 @@ class Registry:
                 )
 
     def _set_state(self, model: Model, state: State, error: str | None, remedy: Remedy = "restart") -> None:
-        if state not in ("staging", "loading"):
+        if state != model.state or state not in ("staging", "loading"):
             model.progress = None
         if state == "failed":
             model.failed_at, model.remedy = time.monotonic(), remedy

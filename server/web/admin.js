@@ -11,6 +11,8 @@ const STATE_NAMES = {
   available: "Available", draining: "Draining", failed: "Failed",
 };
 
+const PHASES = { staging: "Reading the checkpoint", weights: "Weights", compile: "Compiling", graphs: "Graphs", "warm-up": "Warming up" };
+
 // --- the API
 
 function headers(keyName, json = false) {
@@ -50,7 +52,7 @@ function card(id) {
   const item = document.createElement("li");
   item.className = "model";
   item.innerHTML = `
-    <div class="model-head"><h3></h3><p class="badge"></p></div>
+    <div class="model-head"><h3 tabindex="-1"></h3><p class="badge"></p></div>
     <p class="hint about"></p>
     <div class="loading" hidden><progress max="1"></progress><p class="hint"></p></div>
     <p class="model-error" hidden></p>
@@ -76,7 +78,7 @@ function card(id) {
 }
 
 // Bring a model's card up to date; what to tell a screen reader, "" for nothing.
-function showModel(entry) {
+function showModel(entry, entries) {
   if (!cards.has(entry.id)) cards.set(entry.id, card(entry.id));
   const shown = cards.get(entry.id);
   const { part } = shown;
@@ -91,7 +93,7 @@ function showModel(entry) {
   part(".about").textContent = about(entry);
   part(".model-error").textContent = entry.error ?? "";
   part(".model-error").hidden = !entry.error;
-  showProgress(part, entry, coming);
+  showProgress(part, entry, coming, entries);
   showButtons(part, { activate: ["unloaded", "failed"].includes(state) || (state === "available" && !entry.active),
     unload: state === "available", cancel: coming });
   const changed = shown.state !== null && shown.state !== state;
@@ -100,28 +102,36 @@ function showModel(entry) {
 }
 
 function about(entry) {
-  const facts = [entry.family];
+  const facts = entry.active && entry.state === "available" ? ["active", entry.family] : [entry.family];
   if (entry.memory_bytes) facts.push(`${bytes(entry.memory_bytes)} of memory`);
   if (entry.slots) facts.push(`${entry.slots} slots`);
   for (const name of ["running", "waiting", "parked"]) if (entry[name]) facts.push(`${entry[name]} ${name}`);
   return facts.join(" · ");
 }
 
-function showProgress(part, entry, coming) {
+function showProgress(part, entry, coming, entries) {
   part(".loading").hidden = !coming;
   if (!coming) return;
-  const { progress } = entry;
+  const leaving = entry.state === "staging" && entries.find((each) => each.state === "draining");
+  const progress = leaving ? null : entry.progress;
   const bar = part("progress");
   if (progress) bar.value = progress.fraction;
   else bar.removeAttribute("value");
-  const percent = progress ? `${progress.phase}, ${Math.floor(progress.fraction * 100)} %` : "";
-  part(".loading p").textContent = progress?.eta_s == null ? percent : `${percent}, about ${seconds(progress.eta_s)} left`;
+  part(".loading p").textContent = leaving ? `Staged; ${leaving.id} ends its answers first` : howFar(entry.state, progress);
+}
+
+function howFar(state, progress) {
+  if (!progress) return { staging: "Starting its worker", loading: "Beginning to load" }[state] ?? "";
+  const percent = `${PHASES[progress.phase] ?? progress.phase}, ${Math.floor(progress.fraction * 100)} %`;
+  return progress.eta_s == null || progress.fraction === 1 ? percent : `${percent}, about ${seconds(progress.eta_s)} left`;
 }
 
 function showButtons(part, wanted) {
   const focused = document.activeElement;
   for (const [name, visible] of Object.entries(wanted)) part(`.${name}`).hidden = !visible;
-  if (focused?.hidden) Object.keys(wanted).map((name) => part(`.${name}`)).find((button) => !button.hidden)?.focus();
+  if (!focused?.hidden) return;
+  const left = Object.keys(wanted).map((name) => part(`.${name}`)).find((button) => !button.hidden);
+  (left ?? part("h3")).focus(); // never lost: a model that drains has no button for a while
 }
 
 function bytes(count) {
@@ -143,9 +153,10 @@ class Plot {
     this.values = [];
     this.figure = document.createElement("figure");
     this.figure.innerHTML = `<figcaption><span></span><strong>–</strong></figcaption>
-      <svg viewBox="0 0 ${KEPT - 1} 100" preserveAspectRatio="none" role="img">
-        <path class="axis" d="M0 0H${KEPT - 1}M0 50H${KEPT - 1}M0 100H${KEPT - 1}"/><path class="curve"/><path class="dots"/></svg>
-      <div class="scale" aria-hidden="true"><span>5 min ago</span><span></span><span>now</span></div>`;
+      <div class="area"><span class="top" aria-hidden="true"></span>
+        <svg viewBox="0 0 ${KEPT - 1} 100" preserveAspectRatio="none" role="img">
+          <path class="axis" d="M0 0H${KEPT - 1}M0 50H${KEPT - 1}M0 100H${KEPT - 1}"/><path class="curve"/><path class="dots"/></svg></div>
+      <div class="scale" aria-hidden="true"><span>5 min ago</span><span>now</span></div>`;
     this.figure.querySelector("figcaption span").textContent = title;
     $("plots").append(this.figure);
   }
@@ -170,7 +181,7 @@ class Plot {
     const last = known.at(-1);
     const now = last === undefined ? "–" : `${short(last)} ${this.unit}`.trim();
     this.figure.querySelector("strong").textContent = now;
-    this.figure.querySelector(".scale span:nth-child(2)").textContent = known.length ? `top ${short(top)} ${this.unit}`.trim() : "";
+    this.figure.querySelector(".top").textContent = known.length ? `${short(top)} ${this.unit}`.trim() : "";
     this.figure.querySelector("svg").setAttribute("aria-label",
       known.length ? `${this.title}: last ${now}, highest of five minutes ${short(Math.max(...known))} ${this.unit}`.trim()
         : `${this.title}: nothing yet`);
@@ -356,7 +367,7 @@ async function showLog() {
 async function poll() {
   const [models, metrics] = await Promise.all([fetch("models"), fetch("metrics")]);
   const entries = (await models.json()).data;
-  const news = entries.map(showModel).filter(Boolean);
+  const news = entries.map((entry) => showModel(entry, entries)).filter(Boolean);
   for (const [id, { item }] of cards) {
     if (entries.some((entry) => entry.id === id)) continue;
     item.remove(); // a reload has taken it away

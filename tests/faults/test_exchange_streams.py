@@ -127,3 +127,5 @@ def test_the_events_and_the_list_show_a_load_that_gets_on_and_when_it_ends(serve
     assert all(progress["eta_s"] is None or progress["eta_s"] >= 0 for progress in weights)
     assert polled
     assert entries[-1]["progress"] is None
+    phases = {(entry["state"], entry["progress"]["phase"]) for entry in entries if entry["progress"]}
+    assert ("loading", "staging") not in phases

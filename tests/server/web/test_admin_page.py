@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ load_s = {load_s}
 """
 FIRST, SECOND = ".model:nth-child(1)", ".model:nth-child(2)"
 STATE = "return document.querySelector(arguments[0] + ' .badge')?.textContent === arguments[1]"
+AXE = """
+    const done = arguments[0];
+    const told = ({ id, nodes }) => [id, ...nodes.map((node) => node.html)];
+    axe.run().then(({ violations }) => done(violations.map(told)));
+"""
 TAB, ENTER, CONTROL = "\ue004", "\ue007", "\ue009"
 
 Start = Callable[..., Any]
@@ -114,6 +120,36 @@ def test_unload_leaves_nothing_loaded_and_says_so(two: Start, page: Start) -> No
     browser.click(f"{FIRST} .unload")
     browser.until(STATE, FIRST, "Unloaded")
     assert browser.text("#health") == "Unloaded"
+
+
+def test_while_a_model_ends_its_answers_the_page_says_so_and_keeps_the_focus(two: Start, page: Start) -> None:
+    browser = page(two())
+    browser.run("const ask = document.querySelector('#prompt'); ask.value = 'x'; ask.form.requestSubmit()")
+    browser.until("return document.querySelector('#slots').textContent.startsWith('1 of')")
+    browser.click(f"{SECOND} .activate")
+    browser.run("document.querySelector(arguments[0] + ' .unload').focus()", FIRST)
+    note = "return document.querySelector(arguments[0] + ' .loading p').textContent === arguments[1]"
+    browser.until(note, SECOND, "Staged; org/first ends its answers first")
+    assert browser.run("return document.activeElement.textContent") == "org/first"
+    browser.click(f"{SECOND} .cancel")
+    browser.until(STATE, FIRST, "Available")
+    browser.click("#stop")
+
+
+def test_axe_finds_no_fault_in_any_state_width_or_scheme(two: Start, page: Start) -> None:
+    browser = page(two(load_s=60))
+    browser.click(f"{SECOND} .activate")
+    browser.until(STATE, SECOND, "Loading")
+    browser.type("#prompt", "How are you?")
+    browser.click("#send")
+    browser.until("return document.querySelectorAll('#plots svg[aria-label]').length === 3")
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+    browser.run(axe + "; window.axe = axe")
+    for width in (1200, 390):
+        for scheme in ("light", "dark"):
+            browser.window(width, 844, scheme)
+            faults = browser.call("POST", "/execute/async", script=AXE, args=[])
+            assert faults == [], (width, scheme)
 
 
 def test_all_of_it_works_by_keyboard(two: Start, page: Start) -> None:
