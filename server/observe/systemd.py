@@ -10,18 +10,17 @@ import logging
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Mapping
 
 from server.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 _US = 1_000_000
-_MOST_UNSENT = 64
 
 
 class Notifier:
-    """The way to the service manager. Sending never waits: what a busy one does not take goes with the next message."""
+    """The way to the service manager. Sending never waits: what a busy one does not take goes with the next message. Of
+    each kind the last is kept, since it makes void what was said before it."""
 
     def __init__(self, address: str | bytes | None, watchdog_s: float = 0.0) -> None:
         """`address` None: there is nobody to tell. `watchdog_s`: within how many seconds it wants each watchdog message
@@ -30,7 +29,7 @@ class Notifier:
         self._socket = None if address is None else socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         if self._socket is not None:
             self._socket.setblocking(False)
-        self._unsent: deque[bytes] = deque(maxlen=_MOST_UNSENT)
+        self._unsent: dict[str, bytes] = {}  # by the key of the first line
         self.watchdog_s = watchdog_s
 
     @classmethod
@@ -54,7 +53,7 @@ class Notifier:
 
     @property
     def unsent(self) -> int:
-        """Messages that the service manager has not taken yet."""
+        """Messages that the service manager has not taken yet, at most one of each kind."""
         return len(self._unsent)
 
     def ready(self, status: str) -> None:
@@ -90,17 +89,20 @@ class Notifier:
     def _send(self, *lines: str) -> None:
         if self._socket is None or self._address is None:
             return
-        self._unsent.append("\n".join(lines).encode())
+        kind = lines[0].partition("=")[0]
+        self._unsent.pop(kind, None)  # the new one is the last in line
+        self._unsent[kind] = "\n".join(lines).encode()
         while self._unsent:
+            kind, message = next(iter(self._unsent.items()))
             try:
-                self._socket.sendto(self._unsent[0], self._address)
+                self._socket.sendto(message, self._address)
             except BlockingIOError:
                 return
             except OSError as error:
                 log.warning("the service manager cannot be told %s: %s", lines[0], error)
                 self._unsent.clear()
                 return
-            self._unsent.popleft()
+            del self._unsent[kind]
 
 
 def _status(text: str) -> str:
