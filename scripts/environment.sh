@@ -44,10 +44,10 @@ ensure_environment() {
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         make_venv
     fi
-    install "${missing[@]}"
+    install_extras "${missing[@]}"
 }
 
-install() {
+install_extras() {
     local extra extras
     extras=$(IFS=, && echo "$*")
     echo "Installing neuronx-serve[$extras] into $venv: minutes the first time, seconds later" >&2

@@ -20,6 +20,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Programs that scripts/test unpacks for the tests (scripts/programs.sh); the machine's own come first.
+os.environ["PATH"] += f"{os.pathsep}{Path(sys.prefix) / 'tools'}"
+
 
 # A shell that runs the tests in the background has interrupts ignored, and programs started from here would inherit
 # that: those that a test interrupts would never end.
