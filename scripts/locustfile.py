@@ -3,7 +3,7 @@
 locust -f scripts/locustfile.py --host http://HOST:8080
 
 The defaults are the published test's: 10 users, 15 minutes, 500 new tokens, no window. Its report puts what was
-measured beside the published figures and beside the floor of `neuronx-serve plan`, which no software can beat. One
+measured beside the published figures and beside the floors of `neuronx-serve plan`, which no software can beat. One
 process of locust only: it keeps every answer's time. Needs the extra `locust`.
 """
 
@@ -26,6 +26,7 @@ from story import (
     Answer,
     Figures,
     figures,
+    floors,
     table,
 )
 
@@ -93,10 +94,7 @@ def report(environment: Any, **_: Any) -> None:
         f"{options.num_users} users, {prompt_tokens} tokens of prompt, {generated:.0f} new tokens of "
         f"{options.new_tokens} an answer, ${options.dollars_per_hour} an hour\n"
     )
-    columns = [("this run", measured), ("published", PUBLISHED)]
-    if floor := planned_floor(options):
-        columns.insert(1, ("inf2: plan's floor", floor))
-    print(table(columns))
+    print(table([("this run", measured), *planned_floors(options), ("published", PUBLISHED)]))
     if (options.new_tokens, options.num_users) != (NEW_TOKENS, USERS):
         print(f"\nThe published figures are those of {USERS} users and {NEW_TOKENS} new tokens: not this load.")
 
@@ -109,27 +107,10 @@ def counted_prompt(environment: Any) -> int:
     return len(answer.json()) if answer.ok else PROMPT_TOKENS
 
 
-def planned_floor(options: Any) -> Figures | None:
-    """The floor of the first model of --plan-config on an inf2.xlarge; None when this project is not installed."""
+def planned_floors(options: Any) -> list[tuple[str, Figures]]:
+    """The floors of the first model of --plan-config; none when this project is not installed."""
     try:
-        from models.planner.shapes import published_spec
-        from models.planner.workload import Workload, forecast
-        from server.configuration import load_settings
+        return floors(Path(options.plan_config), options.new_tokens, options.num_users, options.dollars_per_hour)
     except ImportError:
-        print("Without plan's floor: neuronx-serve is not installed in locust's environment")
-        return None
-    model = load_settings(Path(options.plan_config), {}, {}).models[0]
-    workload = Workload(PROMPT_TOKENS, options.new_tokens, options.num_users)
-    spec = published_spec(model.id)
-    planned = spec and forecast(spec, model.device, workload, options.dollars_per_hour)
-    if not planned:
-        return None
-    floor = planned.floor
-    return Figures(
-        average_s=floor.latency_s,
-        p50_s=None,
-        p90_s=None,
-        requests_per_min=floor.requests_per_min,
-        tokens_per_min=floor.requests_per_min * workload.total_tokens,
-        dollars_per_million=floor.dollars_per_million,
-    )
+        print("Without plan's floors: neuronx-serve is not installed in locust's environment")
+        return []

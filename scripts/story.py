@@ -1,4 +1,4 @@
-"""The published test's prompt, and what its report is made of: pure arithmetic on what was measured.
+"""The published test's prompt, and what its report is made of: arithmetic on what was measured, and on what can be.
 
 Knows neither locust nor HTTP; scripts/locustfile.py measures.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 PROMPT = (
@@ -67,6 +68,31 @@ def figures(answers: Sequence[Answer], prompt_tokens: int, seconds: float, dolla
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that `share` of the ordered values do not exceed (nearest rank, as locust's)."""
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
+
+
+def floors(config: Path, new_tokens: int, users: int, dollars_per_hour: float) -> list[tuple[str, Figures]]:
+    """What `plan` knows that the first model of `config` cannot beat on an inf2.xlarge, in bf16 and in int8.
+
+    Empty when the load does not fit the model's slots. ImportError where neuronx-serve is not installed.
+    """
+    import msgspec
+
+    from models.planner.shapes import published_spec
+    from models.planner.workload import Workload, forecast
+    from server.configuration import load_settings
+
+    model = load_settings(config, {}, {}).models[0]
+    workload = Workload(PROMPT_TOKENS, new_tokens, users)
+    columns = []
+    for name, quant in (("bf16", "none"), ("int8", "s8")):
+        device = msgspec.structs.replace(model.device, quant=quant)
+        spec = published_spec(model.id)
+        if spec and (planned := forecast(spec, device, workload, dollars_per_hour)):
+            floor = planned.floor
+            tokens_per_min = floor.requests_per_min * workload.total_tokens
+            shown = (floor.latency_s, None, None, floor.requests_per_min, tokens_per_min, floor.dollars_per_million)
+            columns.append((f"inf2 {name}: floor", Figures(*shown)))
+    return columns
 
 
 def table(columns: Sequence[tuple[str, Figures]]) -> str:

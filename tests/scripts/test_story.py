@@ -9,13 +9,19 @@ from types import ModuleType
 
 import pytest
 
-from models.planner.hardware import smallest_instance
+from models.planner.hardware import DISK_BYTES_PER_S, smallest_instance
+from models.planner.shapes import published_spec
+from models.planner.table import neuron_table
 from models.planner.workload import PUBLISHED, Workload
+from server.configuration import load_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs/inf2.toml"
 
 
 @pytest.fixture(scope="module")
 def story() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("story", Path(__file__).parents[2] / "scripts/story.py")
+    spec = importlib.util.spec_from_file_location("story", ROOT / "scripts/story.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -63,6 +69,24 @@ def test_a_percentile_is_one_of_the_values(story: ModuleType, share: float, valu
 def test_a_run_without_an_answer_has_no_report(story: ModuleType) -> None:
     with pytest.raises(ValueError, match="no request was answered"):
         story.figures([], 104, 60.0, 1.0)
+
+
+def test_the_floors_are_those_of_the_plan_in_both_widths(story: ModuleType) -> None:
+    columns = dict(story.floors(CONFIG, story.NEW_TOKENS, story.USERS, story.DOLLARS_PER_HOUR))
+
+    model = load_settings(CONFIG, {}, {}).models[0]
+    spec = published_spec(model.id)
+    assert spec is not None
+    plan = neuron_table(spec, model.device, smallest_instance(2), Workload(), DISK_BYTES_PER_S)
+    assert list(columns) == [f"inf2 {name}: floor" for name in plan.columns[:2]]
+    for name, figure in (
+        ("whole answer", "average_s"),
+        ("requests", "requests_per_min"),
+        ("a million tokens", "dollars_per_million"),
+    ):
+        cells = next(row.cells for row in plan.rows if row.name == name)
+        planned = [cell[0].low for cell in cells[:2]]
+        assert [getattr(column, figure) for column in columns.values()] == pytest.approx(planned)
 
 
 def test_the_table_has_a_line_for_each_figure(story: ModuleType) -> None:
