@@ -1,15 +1,17 @@
-"""How tokens attend to what their slot holds: in blocks that no neighbour changes, or all slots of a step in one call.
+"""How tokens attend to what their slot holds: exactly, in blocks that no neighbour changes, or fast, many slots a call.
 
-`by_length` and `fed` share one arithmetic, in which the numbers of a token are the same bits whether it is fed, in
+`EXACT` is one arithmetic for feeds and decodes, in which the numbers of a token are the same bits whether it is fed, in
 whatever pieces, or decoded: it attends over whole blocks of positions, what it may not see is masked, and the query
 rows of a call are padded to a multiple that the kernels treat alike. (Whether they do on this CPU is proven at load:
-rows.py.) `together` is faster from two rows on, and its rounding depends on the longest of them. Knows the cache, no
-weights.
+rows.py.) `FAST` takes neighbouring slots in one call, and two batched products in place of the library's attention,
+whose kernels are made for many query rows a head and have few here; its rounding depends on who else is live. Knows the
+cache, no weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,13 +23,24 @@ from models.protocol import SlotInput
 # (layer, queries): queries is (rows, heads, head_dim), turned, as many rows as are live; answers alike.
 Attend = Callable[[int, Tensor], Tensor]
 
-# Builds the attention of one step over its live rows.
-StepAttention = Callable[[KvCache, Sequence[SlotInput]], Attend]
-
 # Positions that a call attends over come in whole blocks of this many.
 _LENGTH_MULTIPLE = 64
 # Query rows of a call: a remainder of one to three takes another path through the matrix kernels.
 _QUERY_MULTIPLE = 4
+# What one more call costs, in positions of one slot that could be attended over in the same time.
+_CALL_COST = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """`step` builds the attention of one decode over its live rows; `feed` that of the tokens of a feed, at the
+    positions [start, stop) of a slot: (cache, slot, start, stop)."""
+
+    step: Callable[[KvCache, Sequence[SlotInput]], Attend]
+    feed: Callable[[KvCache, int, int, int], Attend]
+
+
+# --- exact ------------------------------------------------------------------------------------------------------------
 
 
 class _Block:
@@ -51,7 +64,7 @@ class _Block:
         placed = queries.new_zeros((1, heads // group, self._rows, size))
         grouped = queries.reshape(tokens, heads // group, group, size).transpose(0, 1)
         placed[0, :, : tokens * group] = grouped.flatten(1, 2)
-        keys, values = self._cache.span(layer, self._slot, self._length)
+        keys, values = self._cache.spans(layer, self._slot, 1, self._length)
         attended = functional.scaled_dot_product_attention(placed, keys, values, attn_mask=self._mask)
         attended = attended[0, :, : tokens * group].view(heads // group, tokens, group, size)
         return attended.transpose(0, 1).reshape(tokens, heads, size)
@@ -59,8 +72,7 @@ class _Block:
 
 def fed(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
     """The tokens of a feed, at the positions [start, stop) of `slot`; queries are (stop - start, heads, head_dim)."""
-    ends = [*range((start // _LENGTH_MULTIPLE + 1) * _LENGTH_MULTIPLE, stop, _LENGTH_MULTIPLE), stop]
-    bounds = list(zip([start, *ends[:-1]], ends, strict=True))
+    bounds = _blocks(start, stop)
     blocks = [_Block(cache, slot, *each) for each in bounds]
     sizes = [end - begin for begin, end in bounds]
 
@@ -97,6 +109,12 @@ def by_length(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
     return attend
 
 
+def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
+    """[start, stop) cut at the whole blocks of positions."""
+    ends = [*range((start // _LENGTH_MULTIPLE + 1) * _LENGTH_MULTIPLE, stop, _LENGTH_MULTIPLE), stop]
+    return list(zip([start, *ends[:-1]], ends, strict=True))
+
+
 def _padded(rows: int) -> int:
     return -(-rows // _QUERY_MULTIPLE) * _QUERY_MULTIPLE
 
@@ -107,27 +125,98 @@ def _mask(sees: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf"))
 
 
+EXACT = Attention(step=by_length, feed=fed)
+
+
+# --- fast -------------------------------------------------------------------------------------------------------------
+
+
 def together(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
-    """One call over all slots from the lowest to the highest live one; `by_length` where those lie far apart."""
-    slots = [row.slot for row in live]
-    first, count = min(slots), max(slots) - min(slots) + 1
-    if len(live) == 1 or count > 2 * len(live):
+    """One call for all slots that lie near each other, idle ones between them included; `by_length` for a lone one."""
+    if len(live) == 1:
         return by_length(cache, live)
-    places = [slot - first for slot in slots]
-    lengths = torch.ones(count, dtype=torch.int64)
-    lengths[places] = torch.tensor([row.position + 1 for row in live])
-    length = cache.rounded(int(lengths.max()), _LENGTH_MULTIPLE)
-    mask = _mask(lengths[:, None, None], length, cache.dtype)
-    in_order = places == list(range(count))
-    index = torch.tensor(places)
+    runs = [_Run(cache, live, run) for run in _runs(cache, live)]
+    if runs[0].whole:
+        return runs[0].attend
 
     def attend(layer: int, queries: Tensor) -> Tensor:
-        keys, values = cache.spans(layer, first, count, length)
-        placed = queries if in_order else queries.new_zeros((count, *queries.shape[1:])).index_copy_(0, index, queries)
-        # The query heads of a group are the kernel's query positions: one pass over their keys serves them all.
-        grouped = placed.reshape(count, keys.shape[1], -1, keys.shape[-1])
-        attended = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        attended = attended.reshape(count, queries.shape[1], -1)
-        return attended if in_order else attended[index]
+        attended = torch.empty_like(queries)
+        for run in runs:
+            attended[run.rows] = run.attend(layer, queries)
+        return attended
 
     return attend
+
+
+def _runs(cache: KvCache, live: Sequence[SlotInput]) -> list[list[int]]:
+    """The rows in runs of ascending slots. A row joins the run before it where attending over the slots between them,
+    all to the length of the longest, is cheaper than a call of its own."""
+    runs: list[list[int]] = []
+    first = longest = joined = 0
+    for row in sorted(range(len(live)), key=lambda row: live[row].slot):
+        slot, length = live[row].slot, cache.rounded(live[row].position + 1, _LENGTH_MULTIPLE)
+        wider = (slot + 1 - first) * max(longest, length)
+        if runs and wider <= joined + length + _CALL_COST:
+            runs[-1].append(row)
+            longest, joined = max(longest, length), wider
+        else:
+            runs.append([row])
+            first, longest, joined = slot, length, length
+    return runs
+
+
+class _Run:
+    """Rows of neighbouring slots, attended for in one call."""
+
+    def __init__(self, cache: KvCache, live: Sequence[SlotInput], rows: Sequence[int]) -> None:
+        """`rows` of `live`, by ascending slot."""
+        self._cache = cache
+        self._first = live[rows[0]].slot
+        self._slots = live[rows[-1]].slot + 1 - self._first
+        self.rows = torch.tensor(rows)
+        self._places = torch.tensor([live[row].slot - self._first for row in rows])
+        # The usual case costs no copies: every row of the step, by its slot, and no slot idle between them.
+        self.whole = len(rows) == len(live) and list(rows) == list(range(self._slots))
+        sees = torch.ones(self._slots, dtype=torch.int64)
+        sees[self._places] = torch.tensor([live[row].position + 1 for row in rows])
+        self._length = cache.rounded(int(sees.max()), _LENGTH_MULTIPLE)
+        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], self._length, cache.dtype).transpose(1, 2)
+
+    def attend(self, layer: int, queries: Tensor) -> Tensor:
+        """`queries` of all live rows; the answer has the run's own, in its order."""
+        heads, size = queries.shape[1:]
+        placed = queries
+        if not self.whole:
+            placed = queries.new_zeros((self._slots, heads, size)).index_copy_(0, self._places, queries[self.rows])
+        keys, values = self._cache.spans(layer, self._first, self._slots, self._length)
+        # The query heads of a group are the columns of one product: one pass over their keys serves them all.
+        grouped = placed.reshape(self._slots * self._cache.kv_heads, self._cache.group, size)
+        scores = torch.baddbmm(self._mask, keys.flatten(0, 1), grouped.transpose(1, 2), alpha=size**-0.5)
+        attended = torch.bmm(scores.transpose(1, 2).softmax(-1), values.flatten(0, 1)).view(self._slots, heads, size)
+        return attended if self.whole else attended[self._places]
+
+
+def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
+    """The tokens of a feed block by block, so that what one may see is about what it attends over."""
+    bounds = _blocks(start, stop)
+    lengths = [cache.rounded(end, _LENGTH_MULTIPLE) for _, end in bounds]
+    seen = [torch.arange(begin + 1, end + 1).repeat_interleave(cache.group) for begin, end in bounds]
+    masks = [_mask(sees, length, cache.dtype) for sees, length in zip(seen, lengths, strict=True)]
+    sizes = [(end - begin) * cache.group for begin, end in bounds]
+
+    def attend(layer: int, queries: Tensor) -> Tensor:
+        tokens, heads, size = queries.shape
+        # (kv_heads, tokens * group, head_dim)
+        grouped = queries.view(tokens, cache.kv_heads, cache.group, size).transpose(0, 1).flatten(1, 2)
+        parts = []
+        for mask, length, part in zip(masks, lengths, torch.split(grouped, sizes, 1), strict=True):
+            keys, values = (each[0] for each in cache.spans(layer, slot, 1, length))
+            scores = torch.baddbmm(mask, part, keys.transpose(1, 2), alpha=size**-0.5)
+            parts.append(torch.bmm(scores.softmax(-1), values))
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return attended.view(cache.kv_heads, tokens, cache.group, size).transpose(0, 1).reshape(tokens, heads, size)
+
+    return attend
+
+
+FAST = Attention(step=together, feed=fed_in_products)

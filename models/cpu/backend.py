@@ -121,7 +121,7 @@ class CpuBackend:
     def _build(self, checkpoint: Checkpoint, dtype: str, progress: ProgressCallback) -> None:
         import torch
 
-        from models.cpu.attention import by_length, together
+        from models.cpu.attention import EXACT, FAST
         from models.cpu.cache import KvCache
         from models.cpu.decoder import Decoder
         from models.cpu.linear import linear_type
@@ -137,7 +137,7 @@ class CpuBackend:
             )
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
-            attention = by_length if self._options.layout == "fixed" else together
+            attention = EXACT if self._options.layout == "fixed" else FAST
             self._decoder = Decoder(self._spec, weights, self._cache, rope, kind, attention)
 
     def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:

@@ -29,30 +29,24 @@ class Writes:
 
 
 class KvCache:
-    """`layers[i]` is (slots, 2 * kv_heads, positions, head_dim): the keys of all heads, then the values."""
+    """`layers[i]` is (2, slots, kv_heads, positions, head_dim): the keys of all slots, then the values."""
 
     def __init__(self, spec: ModelSpec, slots: int, n_positions: int, dtype: torch.dtype) -> None:
         padded = -(-n_positions // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
-        self.layers = torch.zeros((spec.layers, slots, 2 * spec.kv_heads, padded, spec.head_dim), dtype=dtype).unbind(0)
-        self._keys = [layer[:, : spec.kv_heads] for layer in self.layers]
-        self._values = [layer[:, spec.kv_heads :] for layer in self.layers]
+        self.layers = torch.zeros((spec.layers, 2, slots, spec.kv_heads, padded, spec.head_dim), dtype=dtype).unbind(0)
         self.dtype = dtype
+        self.kv_heads = spec.kv_heads
         self.group = spec.heads // spec.kv_heads  # query heads a key-value head
         self._padded = padded
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
-    def span(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `length` positions of a slot, each (1, kv_heads, length, head_dim)."""
-        one = slice(slot, slot + 1)
-        return self._keys[layer][one, :, :length], self._values[layer][one, :, :length]
-
     def spans(self, layer: int, first: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first `length` positions of neighbouring slots, (slots, kv_heads, length, head_dim).
 
-        What a slot does not hold is zero.
+        What a slot does not hold is zero. The heads of all slots are one stride apart, so that both flatten to a view.
         """
-        some = slice(first, first + slots)
-        return self._keys[layer][some, :, :length], self._values[layer][some, :, :length]
+        keys, values = self.layers[layer][:, first : first + slots, :, :length].unbind(0)
+        return keys, values
 
     def rounded(self, length: int, multiple: int) -> int:
         """`length` rounded up to `multiple` as far as there are positions."""
@@ -74,7 +68,7 @@ class KvCache:
         self._clear(slot, length)
         with torch.inference_mode():
             for layer in self.layers:
-                layer[slot, :, :length] = layer[source, :, :length]
+                layer[:, slot, :, :length] = layer[:, source, :, :length]
         self._tokens[slot] = self._tokens[source][:length]
 
     def stepped(self, live: Sequence[SlotInput]) -> Writes:
@@ -89,7 +83,9 @@ class KvCache:
     def content(self, slot: int) -> bytes:
         """All numbers that the slot holds."""
         held = len(self._tokens[slot])
-        return b"".join(layer[slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes() for layer in self.layers)
+        return b"".join(
+            layer[:, slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes() for layer in self.layers
+        )
 
     def forget(self) -> None:
         """Every slot is empty."""
@@ -110,4 +106,4 @@ class KvCache:
         if held > start:
             with torch.inference_mode():
                 for layer in self.layers:
-                    layer[slot, :, start:held] = 0.0
+                    layer[:, slot, :, start:held] = 0.0

@@ -1,4 +1,4 @@
-"""The two ways in which a step attends: equal up to rounding, whatever rows are live."""
+"""The two ways to attend, equal up to rounding, whatever rows are live and wherever a feed begins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from models.cpu.attention import by_length, together
+from models.cpu.attention import EXACT, FAST
 from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 from models.spec import ModelSpec, read_spec
@@ -21,9 +22,10 @@ def spec(tiny_checkpoint: Callable[..., Path]) -> ModelSpec:
     return read_spec(tiny_checkpoint("llama3"))
 
 
-@pytest.fixture
-def cache(spec: ModelSpec) -> KvCache:
-    cache = KvCache(spec, SLOTS, POSITIONS, torch.float32)
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def cache(request: pytest.FixtureRequest, spec: ModelSpec) -> KvCache:
+    """Full of numbers."""
+    cache = KvCache(spec, SLOTS, POSITIONS, request.param)
     for layer in cache.layers:
         layer.copy_(torch.randn(layer.shape, generator=torch.Generator().manual_seed(1)))
     return cache
@@ -36,6 +38,7 @@ def cache(spec: ModelSpec) -> KvCache:
         ((2, 3, 4, 5), (0, 95, 63, 64)),
         ((4, 1, 3), (5, 6, 80)),  # out of order, with one idle between them
         ((5, 0), (10, 20)),  # far apart
+        ((0, 5, 4), (90, 1, 2)),  # a long one, and two short ones beyond idle slots
         ((3,), (40,)),
     ],
 )
@@ -43,19 +46,49 @@ def test_all_at_once_is_each_alone(
     cache: KvCache, spec: ModelSpec, slots: Sequence[int], positions: Sequence[int]
 ) -> None:
     live = [SlotInput(slot, 1, position) for slot, position in zip(slots, positions, strict=True)]
-    queries = torch.randn(len(live), spec.heads, spec.head_dim, generator=torch.Generator().manual_seed(2))
+    queries = _queries(len(live), spec, cache)
 
-    torch.testing.assert_close(together(cache, live)(1, queries), by_length(cache, live)(1, queries))
+    _assert_near(FAST.step(cache, live)(1, queries), EXACT.step(cache, live)(1, queries))
+
+
+def test_slots_far_apart_are_attended_for_in_calls_of_their_own(spec: ModelSpec) -> None:
+    """A call for all would read what the idle slots between them hold."""
+    cache = KvCache(spec, 64, 96, torch.float32)
+    slots = (63, 0, 1, 62)
+    for layer in cache.layers:
+        layer[:, 2:62] = float("nan")
+        layer[:, list(slots)] = torch.randn(layer[:, list(slots)].shape, generator=torch.Generator().manual_seed(1))
+    live = [SlotInput(slot, 1, 90) for slot in slots]
+    queries = _queries(len(live), spec, cache)
+
+    _assert_near(FAST.step(cache, live)(0, queries), EXACT.step(cache, live)(0, queries))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (0, 75), (3, 9), (60, 96), (64, 65)])
+def test_a_feed_sees_what_came_before_each_token(cache: KvCache, spec: ModelSpec, start: int, stop: int) -> None:
+    queries = _queries(stop - start, spec, cache)
+
+    _assert_near(FAST.feed(cache, 2, start, stop)(1, queries), EXACT.feed(cache, 2, start, stop)(1, queries))
 
 
 def test_what_a_slot_no_longer_holds_reaches_nobody(cache: KvCache, spec: ModelSpec) -> None:
     """A mask does not hide what is no number: a slot's earlier tokens are gone from the cache itself."""
     cache.fed(0, [1] * 50, 0)
     for layer in cache.layers:
-        layer[0, :, :50] = float("nan")
+        layer[:, 0, :, :50] = float("nan")
     cache.fed(0, [2] * 10, 0)
     for layer in cache.layers:
-        layer[0, :, :10] = 0.5
+        layer[:, 0, :, :10] = 0.5
     live = [SlotInput(0, 1, 9), SlotInput(1, 1, 60)]
 
-    assert together(cache, live)(0, torch.ones(2, spec.heads, spec.head_dim)).isfinite().all()
+    assert FAST.step(cache, live)(0, _queries(2, spec, cache)).isfinite().all()
+
+
+def _queries(rows: int, spec: ModelSpec, cache: KvCache) -> Tensor:
+    return torch.randn(rows, spec.heads, spec.head_dim, generator=torch.Generator().manual_seed(2)).to(cache.dtype)
+
+
+def _assert_near(left: Tensor, right: Tensor) -> None:
+    """Scores of the fast way are rounded to the cache's dtype before the softmax."""
+    tolerance = 1e-5 if left.dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)

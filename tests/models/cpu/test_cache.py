@@ -43,20 +43,21 @@ def _written(writes: Writes) -> list[tuple[int, int, int]]:
 
 
 def test_keys_and_values_of_a_slot_are_views_of_its_layer(cache: KvCache) -> None:
-    cache.layers[1][2, :, 4] = torch.arange(4.0)[:, None]
-    keys, values = cache.span(1, 2, 5)
+    cache.layers[1][:, 2, :, 4] = torch.arange(4.0).view(2, 2, 1)
+    keys, values = cache.spans(1, 2, 1, 5)
     assert keys.shape == values.shape == (1, SPEC.kv_heads, 5, SPEC.head_dim)
     assert keys[0, :, 4, 0].tolist() == [0, 1]
     assert values[0, :, 4, 0].tolist() == [2, 3]
-    assert not cache.span(0, 2, 5)[0].any()
-    assert not cache.span(1, 1, 5)[1].any()
+    assert not cache.spans(0, 2, 1, 5)[0].any()
+    assert not cache.spans(1, 1, 1, 5)[1].any()
+    assert cache.spans(1, 0, 3, 5)[0].flatten(0, 1).data_ptr() == cache.layers[1].data_ptr()
 
 
 def test_every_slot_begins_on_a_cache_line() -> None:
     for n_positions in (2, 17, 33):
         cache = KvCache(SPEC, 3, n_positions, torch.float32)
         assert all(layer.data_ptr() % 64 == 0 for layer in cache.layers)
-        assert all(layer.stride(1) * layer.element_size() % 64 == 0 for layer in cache.layers)
+        assert all(layer.stride(2) * layer.element_size() % 64 == 0 for layer in cache.layers)
 
 
 def test_a_new_token_is_written_and_a_repeated_one_is_not(cache: KvCache) -> None:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from models.backend import FloatRows
 from models.cpu import linear
+from models.cpu.backend import CpuBackend
 from models.cpu.linear import PlainLinear
 from models.cpu.rows import Probe, candidate_counts, probe_steps, proven_counts, runs
+from models.protocol import CpuOptions
 
 TOKENS = [11, 12, 13, 14, 15, 16, 17, 18]
 
@@ -118,15 +120,17 @@ class _LonelyLinear(PlainLinear):
 
 
 def test_a_row_alone_gets_company_where_kernels_compute_it_in_another_way(
-    tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Callable[..., Path],
 ) -> None:
-    monkeypatch.setattr(linear, "linear_type", lambda dtype, weights: _LonelyLinear)
-    loaded = load_cpu(tiny_checkpoint("llama3"), slots=4)
-    assert loaded.backend._counts == (2, 3, 4)
-    assert loaded.description.reuse == "tokens"
+    options = CpuOptions(slots=4, n_positions=96, chunk=8, dtype="float32", layout="fixed", threads=1)
+    backend = CpuBackend(tiny_checkpoint("llama3"), options, _LonelyLinear)
+    backend.stage(lambda *report: None)
+    description = backend.load(lambda *report: None)
+    assert backend._counts == (2, 3, 4)
+    assert description.reuse == "tokens"
     prompt = [3, 1, 4, 1, 5]
-    expected = loaded.feed(0, prompt)[-1]
-    loaded.backend.feed(1, prompt[:1], 0)
-    loaded.backend.feed(1, prompt[1:4], 1)
-    assert np.array_equal(loaded.backend.feed(1, prompt[4:], 4).rows[0], expected)
-    assert np.array_equal(loaded.backend.feed(1, prompt[4:], 4, all_logits=True).rows, expected[None])
+    expected = backend.feed(0, prompt).rows
+    backend.feed(1, prompt[:1], 0)
+    backend.feed(1, prompt[1:4], 1)
+    assert np.array_equal(backend.feed(1, prompt[4:], 4).rows, expected)
+    assert np.array_equal(backend.feed(1, prompt[4:], 4, all_logits=True).rows, expected)
