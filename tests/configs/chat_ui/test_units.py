@@ -43,3 +43,21 @@ def test_the_databases_cache_is_small() -> None:
 def test_the_database_is_reached_from_chat_ui_alone() -> None:
     assert "--publish" not in (FOLDER / "chat-ui-db.service").read_text()
     assert len({re.search(r"--network (\S+)", unit.read_text())[1] for unit in UNITS}) == 1  # type: ignore[index]
+
+
+def test_the_documentation_points_chat_ui_at_the_names_in_the_containers(tmp_path: Path) -> None:
+    documentation = (FOLDER.parents[1] / "docs/chat-ui.md").read_text("utf-8")
+    (command,) = re.findall(r"^sudo (sed .*) /etc/chat-ui/environment$", documentation, re.MULTILINE)
+    environment = tmp_path / "environment"
+    shutil.copy2(FOLDER / "openai.env", environment)
+
+    subprocess.run(["bash", "-c", f"{command} {environment}"], check=True)
+
+    settings = dict(
+        line.split("=", 1) for line in environment.read_text().splitlines() if not line.startswith("#") and line
+    )
+    assert settings["OPENAI_BASE_URL"] == "http://server:8080/v1"
+    assert settings["MONGODB_URL"] == "mongodb://chat-ui-db:27017"
+    text = (FOLDER / "chat-ui.service").read_text()
+    assert "--add-host server:${SERVER} " in text
+    assert "--name chat-ui-db " in (FOLDER / "chat-ui-db.service").read_text()
