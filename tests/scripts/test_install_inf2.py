@@ -67,6 +67,7 @@ def test_an_installation_leaves_environment_unit_rule_and_configuration(machine:
     assert files["etc/udev/rules.d/60-neuronx-serve.rules"] == 'KERNEL=="neuron[0-9]*", GROUP="neuron", MODE="0660"\n'
     assert files["etc/neuronx-serve/inf2.toml"] == (SCRIPT.parents[1] / "configs/inf2.toml").read_text()
     assert "NEURONX_SERVE_CACHE=/var/cache/neuronx-serve\n" in files["etc/neuronx-serve/environment"]
+    assert (machine.root / "etc/neuronx-serve/environment").stat().st_mode & 0o777 == 0o600
     assert "opt/neuronx-serve/venv/bin/python" in files
     assert files["etc/apt/sources.list.d/neuronx-serve-neuron.list"].startswith("deb [signed-by=/etc/apt/keyrings/")
     assert sorted(name.rpartition("/")[2] for name in files if "/installed/" in name) == sorted((*STEPS, "packages"))
