@@ -28,7 +28,7 @@ download_package() (
 )
 
 update_lists() {
-    ((EUID == 0)) && apt-get update -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20 >/dev/null
+    ((EUID == 0)) && apt-get update -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20 >/dev/null 2>&1
 }
 
 # ensure_installed PROGRAM PACKAGE...: only root on Debian installs; elsewhere packages of these names are other things.

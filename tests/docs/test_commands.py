@@ -245,7 +245,10 @@ def test_what_exchanges_models_runs_here(block: Block, three_models: Any, tmp_pa
 
 def run_it(block: Block, shell: Shell) -> None:
     process = shell.start(block.text, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, errors = process.communicate(timeout=900)
+    try:
+        output, errors = process.communicate(timeout=900)
+    finally:
+        end(process)
     assert process.returncode == 0, output + errors
     following = BLOCKS[BLOCKS.index(block) + 1 :][:1]
     if following and following[0].info == "text output":
@@ -297,8 +300,13 @@ def serving(line: str, shell: Shell) -> Iterator[None]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """The shell and whatever of it is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_available(health: str, process: subprocess.Popen[str], seconds: float = 600) -> None:
