@@ -7,7 +7,7 @@ The words behind ```sh, which a reader of the page does not see (docs/contributi
     exchange        the same, against a server of configs/cpu-three-models.toml, in the long tier
     serve           each line starts a server, which must become available and stop as asked; in the long tier
     tested=PATH     another test covers it: the file, or file::name
-    aws, inf2, systemd, internet
+    aws, inf2, systemd, docker, internet
                     cannot run here, for the reason in ELSEWHERE; its command lines of neuronx-serve are still parsed
 
 Nothing of a block is changed but the port of the loopback; files that it writes land in a directory of the test.
@@ -42,6 +42,7 @@ ELSEWHERE = {
     "aws": "needs an account of AWS, or a bucket",
     "inf2": "needs a Neuron device, or the machine that is installed for one",
     "systemd": "needs root on a machine that systemd runs",
+    "docker": "needs a container engine",
     "internet": "fetches from a place that the tests must not depend on",
 }
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
