@@ -6,6 +6,7 @@ set -uo pipefail
 root=${NEURONX_SERVE_ROOT-} # for tests: a directory in the place of /
 source_directory=$root/usr/local/src/neuronx-serve
 export log=$root/var/log/neuronx-serve-stack.log
+export GIT_TERMINAL_PROMPT=0 # nobody is there to type a password
 
 # end STATUS TEXT: what cfn-signal does for a wait condition; a builder then ends itself.
 end() {
@@ -76,7 +77,7 @@ told() { tail -n 4 "$log" | tr -s '\r\n' ' ' | tail -c 800; }
 mkdir -p "${log%/*}"
 [[ $role != builder ]] || shutdown -h +178 # whatever happens
 fetch_source 2>&1 | tee -a "$log"
-((PIPESTATUS[0] == 0)) || end FAILURE "the source could not be had from $source_url $source_revision: $(told)"
+((PIPESTATUS[0] == 0)) || end FAILURE "the source could not be had from ${source_url%%\?*} $source_revision: $(told)"
 bash "$source_directory/configs/cloudformation/$role.sh" 2>&1 | tee -a "$log"
 ((PIPESTATUS[0] == 0)) || end FAILURE "$(told)"
 end SUCCESS "done"
