@@ -9,7 +9,7 @@ import pytest
 
 from server.bench import table
 from server.bench.remote import ClientFigures, figures
-from server.bench.report import page
+from server.bench.report import _number, _scale, _tick, page
 from server.bench.spent import Spent, read
 from server.bench.streams import Answer
 
@@ -88,6 +88,31 @@ def rows() -> list[ClientFigures]:
     return [figures(count, [answered(0.0, 1.0, 1.0 + count / 10)] * count) for count in (10, 1, 4)]
 
 
+@pytest.mark.parametrize(
+    ("highest", "axis"),
+    [(225.0, (50.0, 5)), (79.3, (20.0, 4)), (100.0, (20.0, 5)), (0.011, (0.005, 3)), (0.0, (0.25, 4))],
+)
+def test_an_axis_just_holds_what_is_drawn(highest: float, axis: tuple[float, int]) -> None:
+    assert _scale(highest) == pytest.approx(axis)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "tick"),
+    [
+        (37_500.0, "37,500", "37,500"),
+        (7.3, "7.30", "7.3"),
+        (56.37, "56.4", "56.4"),
+        (0.0074, "0.00740", "0.0074"),
+        (8, "8", "8"),
+        (0.1 * 3, "0.300", "0.3"),
+        (0.0, "0", "0"),
+        (math.nan, "-", "-"),
+    ],
+)
+def test_numbers_are_shown_with_three_digits(value: float, shown: str, tick: str) -> None:
+    assert (_number(value), _tick(value)) == (shown, tick)
+
+
 def test_the_page_draws_every_row_and_needs_nothing_else() -> None:
     text = page(rows(), title="a <server>", subtitle="of mine")
     elements = Elements(text)
@@ -98,5 +123,5 @@ def test_the_page_draws_every_row_and_needs_nothing_else() -> None:
     assert "prefers-color-scheme: dark" in text
     assert not {"script", "link", "img"} & set(elements.seen)
     assert "http" not in text
-    places = [text.index(f"<tr><td>{concurrency}</td>") for concurrency in (1, 4, 10)]
-    assert places == sorted(places)
+    assert "<th>streams at once</th><th>1</th><th>4</th><th>10</th>" in text
+    assert "<th>requests a minute</th><td>54.5</td><td>171</td><td>300</td>" in text
