@@ -1,9 +1,12 @@
-"""What an exchange adds to the load itself, and what staging beside them costs the running streams."""
+"""What an exchange adds to the load, what staging costs the running streams, and how soon a dead worker is missed."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +31,7 @@ class ExchangeFigures(msgspec.Struct, frozen=True, kw_only=True):
     `load_s`: the load alone, as set. `activate_s`: from activate to available; `added_s`: what is above the load.
     `staging_s`: from activate until the old model drains, beside which it serves on. `inter_token_ms_p50`: of the
     streams before activate, and `_staging` while the newcomer is staged. `lost`: answers with too few tokens.
+    `death_seen_ms`: from the SIGKILL that ends the worker of an available model until the model is no longer available.
     """
 
     streams: int
@@ -38,6 +42,7 @@ class ExchangeFigures(msgspec.Struct, frozen=True, kw_only=True):
     inter_token_ms_p50: float
     inter_token_ms_p50_staging: float
     lost: int
+    death_seen_ms: float
 
 
 def measure(streams: int, load_s: float) -> ExchangeFigures:
@@ -86,6 +91,8 @@ async def _measure(directory: Path, streams: int, load_s: float) -> ExchangeFigu
         staged, available = await _watch(registry, new)
         registry.activate(old)
         lost = sum(not whole for whole in await asyncio.gather(*reading))
+        await registry.settled(old)
+        seen = await _death_seen_s(registry, old)
     finally:
         await registry.close()
     return ExchangeFigures(
@@ -97,6 +104,7 @@ async def _measure(directory: Path, streams: int, load_s: float) -> ExchangeFigu
         inter_token_ms_p50=_inter_token_ms(readers, 0.0, asked),
         inter_token_ms_p50_staging=_inter_token_ms(readers, asked, staged),
         lost=lost,
+        death_seen_ms=1000 * seen,
     )
 
 
@@ -113,6 +121,24 @@ async def _watch(registry: Registry, model: Model) -> tuple[float, float]:
         if entry.state == "failed":
             raise RuntimeError(f"the newcomer failed: {entry.error}")
     raise RuntimeError("the server stopped")
+
+
+async def _death_seen_s(registry: Registry, model: Model) -> float:
+    """Kill the worker of the only model on the device. RuntimeError when the server stops instead."""
+    async with aclosing(registry.events()) as events:
+        for pid in _workers():
+            os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        async for entry in events:
+            if entry.id == model.id and entry.state != "available":
+                return time.monotonic() - killed
+    raise RuntimeError("the server stopped")
+
+
+def _workers() -> list[int]:
+    """Process ids of this process's workers."""
+    children = " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children")).split()
+    return [int(pid) for pid in children if b"models/__main__.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _inter_token_ms(readers: list[_Reader], after: float, before: float) -> float:

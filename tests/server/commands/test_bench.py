@@ -45,6 +45,7 @@ def test_an_exchange_loses_nothing(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())
     assert [(row["streams"], row["lost"]) for row in rows] == [(0, 0), (2, 0)]
     assert all(row["activate_s"] > row["load_s"] and row["staging_s"] > 0 for row in rows)
+    assert all(row["death_seen_ms"] > 0 for row in rows)
 
 
 ONE = """
