@@ -239,6 +239,35 @@ def test_every_request_ends_exactly_once_over_random_histories(bench: Callable[.
         assert many.engine.empty, seed
 
 
+def test_500_clients_who_leave_take_no_step_from_who_stays(bench: Callable[..., Bench]) -> None:
+    one = bench(slots=12, chunk=16, reuse=True, vocab_size=250)  # without the end token
+    rng = random.Random(1)
+    wanted = [request(prompt, 500) for prompt in prompts(4)]
+    steady = [one.submit(each) for each in wanted]
+    token_at: list[list[int]] = [[] for _ in steady]
+    storm: list[tuple[Generation, int]] = []
+    came = step = 0
+    while came < 500 or storm:
+        if came < 500 and rng.random() < 0.7:
+            came += 1
+            prompt = tuple(rng.randrange(1, 200) for _ in range(rng.randrange(1, 40)))
+            storm.append((one.submit(request(prompt, 100)), rng.randrange(12)))
+        one.step()
+        step += 1
+        for each in [each for each in storm if len(each[0].emitted) >= each[1]]:
+            storm.remove(each)
+            each[0].cancel()
+        for generation, steps in zip(steady, token_at, strict=True):
+            steps.extend([step] * (len(generation.emitted) - len(steps)))
+    one.run()
+    for steps in token_at:
+        assert len(steps) > 100
+        assert {later - earlier for earlier, later in itertools.pairwise(steps)} <= {1, 2}, "a feed between, no more"
+    assert [tokens(generation) for generation in steady] == [alone(bench, each, vocab_size=250) for each in wanted]
+    assert one.engine.empty
+    assert (one.engine.running, one.engine.waiting) == (0, 0)
+
+
 def test_fail_all_ends_each_with_its_own_error(bench: Callable[..., Bench]) -> None:
     one = bench()
     generations = [one.submit(request(prompt)) for prompt in prompts(6)]
