@@ -206,7 +206,8 @@ class CpuBackend:
         cache = self._slots()
         self._limits.check_copy(source, slot, length)
         cache.check_reachable(source, length)
-        cache.copy(source, slot, length)
+        with _typed_errors():
+            cache.copy(source, slot, length)
 
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Logits:
         """One token a live slot; always the whole vocabulary, so `full` changes nothing."""
