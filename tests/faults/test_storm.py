@@ -19,6 +19,7 @@ import pytest
 
 SLOTS = 16
 STEADY, SLOW, STEADY_TOKENS = 8, 6, 80
+ASKED = 200  # tokens, by those who leave
 STORM = """
 [limits]
 max_concurrent_requests = 1000
@@ -77,9 +78,9 @@ async def leave_at_a_random_token(url: httpx.URL, seed: int) -> None:
     rng = random.Random(seed)
     await asyncio.sleep(rng.uniform(0, 1.0))
     path = rng.choice(("/generate_stream", "/generate_stream", "/v1/chat/completions", "/generate"))
-    body: dict[str, Any] = request(seed, 200)
+    body: dict[str, Any] = request(seed, ASKED)
     if path.startswith("/v1"):
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 200, "stream": True}
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": ASKED, "stream": True}
     async with begun(url, path, body) as reader:
         if path == "/generate":
             await asyncio.sleep(rng.uniform(0, 0.5))
@@ -128,6 +129,11 @@ def series(server: Any, *names: str) -> dict[str, float]:
     return {name: float(match[1]) for name, match in found.items() if match}
 
 
+def generated(server: Any) -> float:
+    """Tokens that were drawn for somebody."""
+    return series(server, "neuronx_serve_generated_tokens_total").get("neuronx_serve_generated_tokens_total", 0.0)
+
+
 def at_rest(server: Any) -> dict[str, float]:
     """What the API process holds, once nothing runs: the least of a few looks, since each look is a connection."""
     names = ("neuronx_serve_tasks", "process_open_fds", "tgi_queue_size", "tgi_batch_current_size")
@@ -145,7 +151,11 @@ def test_whoever_leaves_takes_nothing_along_and_disturbs_nobody(server: Any, cli
     alone = asyncio.run(asyncio.wait_for(storm(url, 0), 120))[0]
     assert all(len(tokens) == STEADY_TOKENS for tokens in alone)
     before = at_rest(server)
+    drawn = generated(server)
     texts, slow = asyncio.run(asyncio.wait_for(storm(url, clients), 300))
+    drawn = generated(server) - drawn
+    stayed = (STEADY + SLOW) * STEADY_TOKENS
+    assert drawn - stayed < clients * ASKED / 2, "nothing is computed for who has left"
     assert texts == alone
     assert all(slow)
     assert at_rest(server) == before
