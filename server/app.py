@@ -32,16 +32,25 @@ from server.api.service import Service
 from server.errors import ServeError
 from server.observe.metrics import Metrics
 from server.observe.neuron_monitor import followed, installed
+from server.observe.tracing import traces_to
 from server.settings import Settings
 from server.swap.registry import Registry
 
 
 def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Starlette:
-    """The ASGI app. Its lifespan starts the registry and closes it; it listens to no signal.
+    """The ASGI app. Its lifespan starts the registry and closes it; it listens to no signal. ConfigurationError when
+    traces are wanted and their extra is not installed.
 
     `app.state.service` holds the settings in force, which server/reload.py replaces.
     """
-    service = Service(settings, registry, metrics, ThreadPoolExecutor(settings.limits.validation_workers, "text"))
+    server = settings.server
+    service = Service(
+        settings,
+        registry,
+        metrics,
+        ThreadPoolExecutor(settings.limits.validation_workers, "text"),
+        traces=traces_to(server.otlp_endpoint, server.otlp_service_name),
+    )
     metrics.cover([model.limits for model in registry.models])
 
     @asynccontextmanager
@@ -51,11 +60,12 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
                 await registry.start()
                 yield
                 await registry.close()
+        await service.traces.close()
         service.threads.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(
         routes=_routes(lambda: app.state.service.settings.server.api_key),
-        middleware=[Middleware(Cors, origins=settings.server.cors_allow_origin, closed=models.is_admin_path)],
+        middleware=[Middleware(Cors, origins=server.cors_allow_origin, closed=models.is_admin_path)],
         exception_handlers={
             ServeError: respond.on_serve_error,
             ClientGone: respond.on_client_gone,

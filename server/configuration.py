@@ -32,6 +32,7 @@ _DEVICES: dict[object, type[msgspec.Struct]] = {kind.__struct_config__.tag: kind
 _NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _LEAST = {"slots": 1, "n_positions": 2, "tp_degree": 1}
 _ID = re.compile(r"[^\s/?#]+(/[^\s/?#]+)*")
+_ENDPOINT = re.compile(r"(https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#\[\]:@]+)(:\d{1,5})?/?)?")
 _RESERVED_IDS = {"events": "GET /models/events is the stream of model states"}
 
 
@@ -257,6 +258,10 @@ class _Origins:
 def _check(settings: Settings, origins: _Origins) -> None:
     if not settings.models:
         raise origins.refusal("models", [], "at least one [[models]] table")
+    endpoint = settings.server.otlp_endpoint
+    if not _ENDPOINT.fullmatch(endpoint):
+        allowed = "http://HOST:PORT or https://HOST:PORT of an OTLP/gRPC collector, as http://127.0.0.1:4317"
+        raise origins.refusal("server.otlp_endpoint", endpoint, allowed)
     seen: set[str] = set()
     for i, model in enumerate(settings.models):
         key = f"models[{i}]"

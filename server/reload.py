@@ -22,6 +22,8 @@ NEEDS_RESTART = (
     "server.cors_allow_origin",
     "server.log_level",
     "server.json_output",
+    "server.otlp_endpoint",
+    "server.otlp_service_name",
     "limits.validation_workers",
     "scheduler.decode_per_feed",
 )

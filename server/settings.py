@@ -21,7 +21,10 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ServerSettings(_Section, frozen=True):
-    """The listening socket and what every request meets first. Sizes in bytes, times in seconds."""
+    """The listening socket and what every request meets first. Sizes in bytes, times in seconds.
+
+    `otlp_endpoint`: http(s)://host:port of an OTLP/gRPC collector of traces; "" is none.
+    """
 
     host: Text = "127.0.0.1"
     port: Port = 8080
@@ -35,6 +38,8 @@ class ServerSettings(_Section, frozen=True):
     compute_type: str = "gpu+optimized"
     log_level: Literal["trace", "debug", "info", "warn", "error"] = "info"
     json_output: bool = False
+    otlp_endpoint: str = ""
+    otlp_service_name: Text = "text-generation-inference.router"
 
 
 class LimitSettings(_Section, frozen=True):

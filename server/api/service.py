@@ -13,6 +13,7 @@ from server.api.decode import decode
 from server.errors import UnknownModel
 from server.observe.logs import RecentLines
 from server.observe.metrics import Metrics
+from server.observe.tracing import NoTraces, Traces
 from server.settings import Settings
 from server.swap.model import Model
 from server.swap.registry import Registry
@@ -26,13 +27,14 @@ TGI_VERSION = "3.3.6-dev0"
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts behind the routes. `threads` tokenise and render templates, off the event loop; `recent` is the end of
-    the log."""
+    the log; `traces` take a span a request."""
 
     settings: Settings
     registry: Registry
     metrics: Metrics
     threads: ThreadPoolExecutor
     recent: RecentLines = field(default_factory=RecentLines)
+    traces: Traces = field(default_factory=NoTraces)
 
     def model_for(self, request: Request, name: object = None) -> Model:
         """The model that a request means: by path, by ?model=, by `name` in its body; else the active one.

@@ -255,6 +255,25 @@ class TestOverrides:
         assert without_effect(settings, {"PORT": "1", "PATH": "/bin"}, {}) == ()
 
 
+class TestCollector:
+    """OTLP_ENDPOINT is the address of a collector, with a scheme as TGI wants it."""
+
+    @pytest.mark.parametrize(
+        "endpoint", ["http://localhost:4317", "https://otel.example", "http://10.0.0.1:4317/", "http://[::1]:4317"]
+    )
+    def test_addresses(self, write, endpoint: str) -> None:
+        assert load_settings(write(MODEL), {"OTLP_ENDPOINT": endpoint}, {}).server.otlp_endpoint == endpoint
+
+    @pytest.mark.parametrize(
+        "endpoint", ["localhost:4317", "grpc://a:1", "http://", "http://a:b", "http://a/v1/traces"]
+    )
+    def test_others_are_refused(self, write, endpoint: str) -> None:
+        assert refusal(write(MODEL), {"OTLP_ENDPOINT": endpoint}) == (
+            f"environment variable OTLP_ENDPOINT: server.otlp_endpoint = {endpoint!r}: allowed is "
+            "http://HOST:PORT or https://HOST:PORT of an OTLP/gRPC collector, as http://127.0.0.1:4317"
+        )
+
+
 class TestLengths:
     """A prompt must be shorter than the total, and the total must fit a slot (here 2048 positions)."""
 
