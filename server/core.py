@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from models.protocol import Grammar, SamplingParams
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -31,8 +33,7 @@ class Request:
     scope: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """A token as the wire shows it: `text` is the text it completes, "" inside a split character."""
 
     id: int
@@ -56,8 +57,7 @@ class Finish:
     reused_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """One step of a sequence as delivered to its client; `finish` is set on the last one."""
 
     index: int

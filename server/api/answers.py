@@ -272,8 +272,11 @@ def wire_logprob(logprob: float) -> float | None:
         return None
     packed = _FLOAT32.pack(logprob)
     (exact,) = _FLOAT32.unpack(packed)
-    shorter = (float(f"{exact:.{digits}g}") for digits in (6, 7, 8))
-    return next((number for number in shorter if _FLOAT32.pack(number) == packed), float(f"{exact:.9g}"))
+    for written in ("%.6g", "%.7g", "%.8g"):
+        number = float(written % exact)
+        if _FLOAT32.pack(number) == packed:
+            return number
+    return float(f"{exact:.9g}")
 
 
 def wire_token(token: core.Token) -> Token:

@@ -182,8 +182,8 @@ class Engine:
         self._pump()
         if self._scores_prompts and isinstance(plan, FeedPlan) and plan.sequence in self._generations:
             self._generations[plan.sequence].score(plan.start, report.prompt_logprobs)
-        for drawn in report.drawn:
-            self._deliver(scheduler, drawn)
+        delivered = sum([self._deliver(scheduler, drawn) for drawn in report.drawn])
+        self._metrics.tokens_generated(delivered)
         self._pump()
         self._metrics.observe_step(
             _method(plan),
@@ -220,7 +220,8 @@ class Engine:
             # The token that is drawn now was not written, all those before it were.
             scheduler.remove(drawn.sequence, generation.emitted if generation else ())
 
-    def _deliver(self, scheduler: Scheduler, drawn: Drawn) -> None:
+    def _deliver(self, scheduler: Scheduler, drawn: Drawn) -> bool:
+        """Whether it is a token that its sequence wants."""
         generation = self._generations.get(drawn.sequence)
         if generation is None:
             self.dropped_tokens += 1  # it ended, or its client left, while this step was queued
@@ -232,7 +233,6 @@ class Engine:
             self._forget(generation)
             generation.fail(GenerationError(_REFUSALS[drawn.finish]))
         else:
-            self._metrics.token_generated()
             if not generation.emitted:
                 generation.timings.first_token = time.monotonic()
             _deliver_text(generation, drawn)
@@ -240,6 +240,8 @@ class Engine:
             if generation.ended:
                 generation.timings.ended = time.monotonic()
                 self._forget(generation)
+            return True
+        return False
 
     def _replay_bad_row(self, scheduler: Scheduler, generation: Generation) -> None:
         generation.replays += 1

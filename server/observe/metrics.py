@@ -186,9 +186,10 @@ class Metrics:
         if self._process is None:
             self._process = ProcessCollector(registry=self._registry)
 
-    def token_generated(self) -> None:
-        """A token was drawn for a sequence that wants it."""
-        self._counter("neuronx_serve_generated_tokens", "Tokens generated, as they are drawn").inc()
+    def tokens_generated(self, tokens: int) -> None:
+        """A step drew so many tokens for sequences that want them."""
+        if tokens:
+            self._counter("neuronx_serve_generated_tokens", "Tokens generated, as they are drawn").inc(tokens)
 
     def tokens_dropped(self, tokens: int = 1) -> None:
         """Tokens were drawn for sequences that had ended meanwhile."""
