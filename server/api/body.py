@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from server.api.syntax import reason_of
 from server.errors import BodyTooLarge, MalformedJSON, UnsupportedMediaType
 
 # serde_json stops at this depth; it also keeps every later walk over the tree within Python's own stack.
@@ -77,7 +78,7 @@ def parse_json(body: bytes) -> Any:
             text, object_pairs_hook=Members, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
         )
     except json.JSONDecodeError as error:
-        raise MalformedJSON(_syntax_reason(text, error)) from None
+        raise MalformedJSON(reason_of(error)) from None
     except _NotJSON as error:
         raise MalformedJSON(f"{error} at {end_of(body)}") from None
 
@@ -107,13 +108,7 @@ def _finite(digits: str) -> float:
 
 
 def _no_constant(name: str) -> float:
-    raise _NotJSON(f"expected value, found {name}")
-
-
-def _syntax_reason(text: str, error: json.JSONDecodeError) -> str:
-    if error.pos >= len(text.rstrip(" \t\r\n")):
-        return f"EOF while parsing a value at line {error.lineno} column {error.colno - 1}"
-    return f"{error.msg[0].lower()}{error.msg[1:]} at line {error.lineno} column {error.colno}"
+    raise _NotJSON("expected value")
 
 
 def _check_depth(text: str) -> None:

@@ -10,6 +10,7 @@ import functools
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -142,10 +143,16 @@ def unexpected(value: Any) -> str:
     if isinstance(value, int):
         return f"integer `{value}`"
     if isinstance(value, float):
-        return f"floating point `{value}`"
+        return f"floating point `{_decimal(value)}`"
     if isinstance(value, str):
         return f'string "{value}"'
     return "map" if isinstance(value, (Members, dict)) else "sequence"
+
+
+def _decimal(value: float) -> str:
+    """As Rust writes it: never with an exponent."""
+    digits = f"{Decimal(repr(value)):f}"
+    return digits if "." in digits else f"{digits}.0"
 
 
 def wrong_type(value: Any, path: str, expected: str) -> Mismatch:

@@ -85,7 +85,7 @@ PARAMETERS = [
     ("top_n_tokens-negative", '"top_n_tokens":-1', "top_n_tokens: invalid value: integer `-1`, expected u32"),
     ("seed-negative", '"seed":-1', "seed: invalid value: integer `-1`, expected u64"),
     ("seed-2^64", '"seed":18446744073709551616',
-     "seed: invalid type: floating point `1.8446744073709552e+19`, expected u64"),
+     "seed: invalid type: floating point `18446744073709552000.0`, expected u64"),
     ("top_k-2^31", '"top_k":2147483648', "top_k: invalid value: integer `2147483648`, expected i32"),
     ("temperature-string", '"temperature":"1"', 'temperature: invalid type: string "1", expected f32'),
     ("temperature-bool", '"temperature":true', "temperature: invalid type: boolean `true`, expected f32"),
