@@ -107,11 +107,12 @@ class Tool(Body, frozen=True, kw_only=True):
 
 
 class ChatRequest(Body, frozen=True, kw_only=True):
-    """POST /v1/chat/completions. Fields that are not here (n, user, logit_bias, store ..) have no effect."""
+    """POST /v1/chat/completions. `n` has no effect, nor has what is not here (user, logit_bias, store ..)."""
 
     messages: tuple[Annotated[Message, ReadBy(read_message)], ...]
     model: str | None = None
     max_tokens: U32 | None = None
+    n: U32 | None = None
     temperature: float | None = None
     top_p: float | None = None
     frequency_penalty: float | None = None
