@@ -69,10 +69,11 @@ def test_6_the_full_text_of_every_sequence(wire: Any) -> None:
 def test_6_each_run_takes_a_permit_all_or_none(slow: Any) -> None:
     """`slow` has two permits."""
     busy: list[Any] = []
-    body = {"inputs": "x", "parameters": {"max_new_tokens": 40}}
+    body = {"inputs": "x", "parameters": {"max_new_tokens": 100}}
     running = threading.Thread(target=lambda: busy.append(slow.post("/generate", body)))
     running.start()
-    time.sleep(0.3)
+    while slow.get("/models/org/model").json["running"] == 0 and running.is_alive():
+        time.sleep(0.02)
     refused = slow.post("/generate", {"inputs": "x", "parameters": SAMPLED})
     assert (refused.status, refused.json["error_type"]) == (429, "overloaded")
     single = {**SAMPLED, "best_of": 1, "max_new_tokens": 1}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 BODY = json.dumps({"inputs": "hi", "parameters": {"max_new_tokens": 3}})
+LONG = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 190}})  # 9.5 s of the slow server at least
 CHAT = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": True})
 ACTIVATE = "/models/org/model/activate"  # reads no body
 POSTS = [
@@ -40,7 +42,7 @@ def read(peer: socket.socket) -> bytes:
         return answer.read()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never became true"
@@ -65,11 +67,15 @@ class TestHalfClosed:
 
     @pytest.mark.parametrize(("path", "body"), [("/generate", BODY), ("/v1/chat/completions", CHAT)])
     def test_while_it_waits_for_the_answer(self, slow: Any, path: str, body: str) -> None:
-        long = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 20}})
-        with slow.connection(request(slow, "/generate", long)), slow.connection(request(slow, path, body)) as peer:
-            eventually(lambda: running(slow) == (1, 1))
-            peer.shutdown(socket.SHUT_WR)
-            answer = read(peer)
+        eventually(lambda: running(slow) == (0, 0))
+        with slow.connection(request(slow, "/generate_stream", LONG)) as first:
+            assert first.recv(12) == b"HTTP/1.1 200"
+            eventually(lambda: running(slow) == (1, 0))
+            with slow.connection(request(slow, path, body)) as peer:
+                eventually(lambda: running(slow) == (1, 1))
+                peer.shutdown(socket.SHUT_WR)
+                first.close()  # only now is it the other one's turn
+                answer = read(peer)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.count(b"HTTP/1.1") == 1
         assert b"generated_text" in answer or answer.count(b"data: ") == 4
@@ -77,14 +83,15 @@ class TestHalfClosed:
     @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
     def test_but_one_that_is_gone_frees_its_place_at_once(self, slow: Any, path: str) -> None:
         """Closing after everything was read looks like half-closing; no comment and no token is due for a while."""
-        long = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 190}})
-        with slow.connection(request(slow, "/generate", long)):
+        eventually(lambda: running(slow) == (0, 0))
+        with slow.connection(request(slow, "/generate", LONG)) as first:
             eventually(lambda: running(slow) == (1, 0))
-            with slow.connection(request(slow, path, long)) as peer:
+            with slow.connection(request(slow, path, LONG)) as peer:
                 eventually(lambda: running(slow) == (1, 1))
                 if "stream" in path:
                     assert peer.recv(4096).startswith(b"HTTP/1.1 200")
-            eventually(lambda: running(slow) == (1, 0), seconds=2)
+            eventually(lambda: running(slow) == (1, 0))
+            assert not select.select([first], [], [], 0)[0], "the first one has ended, and the other got its place"
         eventually(lambda: running(slow) == (0, 0))
 
     def test_with_half_a_body_it_is_closed(self, wire: Any) -> None:
