@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with two more promises.
+"""uvicorn's HTTP protocol with three more promises.
 
 An app can drop a connection whose reader has stalled: closing it politely waits for the reader,
 scope["extensions"]["connection"]["abort"] does not. ["congested"] says whether the next send would wait for the reader.
@@ -6,12 +6,15 @@ scope["extensions"]["connection"]["abort"] does not. ["congested"] says whether 
 A client that half-closes, as `nc -N` does, still gets its answer, and one that is gone is still noticed at once. Both
 look the same until something is sent: so the next bytes of the answer that are certain are sent early (the first of
 the status line, or of a stream the comment in ["idle"]), and a client that is gone refuses them.
+
+A client of HTTP/1.0 knows no chunks: a stream to it is the bare events, and ends with the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,6 +36,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {"connection": {"abort": self.transport.abort, "congested": self._congested}}
 
+    def on_headers_complete(self) -> None:
+        """A request's head is read; nothing of its answer was written yet."""
+        super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.transport = _Unchunked(self.transport)  # type: ignore[assignment]
+
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. True keeps the connection open for the answer that is under way."""
         cycle = self.cycle
@@ -41,12 +50,12 @@ class Connection(HttpToolsProtocol):
         self._half_closed = True
         if not cycle.response_started:
             self.transport.write(STATUS_LINE)
-            cycle.transport = _Begun(self.transport)  # type: ignore[assignment]
+            cycle.transport = _Begun(cycle.transport)  # type: ignore[assignment]
         elif cycle.chunked_encoding:
             extensions: dict[str, Any] = cycle.scope["extensions"]
             idle: bytes = extensions["connection"].get("idle", b"")
             if idle:
-                self.transport.write(b"%x\r\n%b\r\n" % (len(idle), idle))
+                cycle.transport.write(b"%x\r\n%b\r\n" % (len(idle), idle))
         asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._look)
         return True
 
@@ -85,3 +94,34 @@ class _Begun:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+class _Unchunked:
+    """A transport that takes the frames off a chunked answer. uvicorn writes whole frames, behind a whole head."""
+
+    _CHUNKED = b"transfer-encoding: chunked\r\n"
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._chunked: bool | None = None  # None until the head is written
+
+    def write(self, data: bytes) -> None:
+        """Write what `data` carries."""
+        if self._chunked is None:
+            self._chunked = self._CHUNKED in data
+            data = data.replace(self._CHUNKED, b"", 1)
+        elif self._chunked:
+            data = b"".join(_unframed(data))
+        if data:
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def _unframed(frames: bytes) -> Iterator[bytes]:
+    while frames:
+        size, _, rest = frames.partition(b"\r\n")
+        length = int(size, 16)
+        yield rest[:length]
+        frames = rest[length + 2 :]

@@ -111,6 +111,39 @@ def test_pipelined_requests_are_answered_in_their_order(wire: Any) -> None:
     assert answer.index(b'"start":0') < answer.index(b"404") < answer.index(b"generated_text")
 
 
+@pytest.mark.parametrize(("path", "body"), [("/generate_stream", BODY), ("/v1/chat/completions", CHAT)])
+def test_a_client_of_http_1_0_reads_bare_events_to_the_end_of_the_connection(wire: Any, path: str, body: str) -> None:
+    old = request(wire, path, body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    with wire.connection(old) as peer:
+        head, _, events = read(peer).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"transfer-encoding" not in head
+    assert re.fullmatch(rb"(data: \{.*\}\n\n){3}(data: \[DONE\]\n\n)?", events)
+
+
+def test_a_client_of_http_1_0_that_half_closes_and_waits(slow: Any) -> None:
+    """It sees the comments that say it is not forgotten, and then the events, all of them bare."""
+    eventually(lambda: running(slow) == (0, 0))
+    with slow.connection(request(slow, "/generate_stream", LONG)) as first:
+        eventually(lambda: running(slow) == (1, 0))
+        old = request(slow, "/generate_stream").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        with slow.connection(old) as peer:
+            eventually(lambda: running(slow) == (1, 1))
+            peer.shutdown(socket.SHUT_WR)
+            first.close()
+            _, _, events = read(peer).partition(b"\r\n\r\n")
+    assert re.fullmatch(rb"(:\n\n)+(data: \{.*\}\n\n){3}", events)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/info"])
+def test_and_its_plain_answers_are_those_of_any_client(wire: Any, path: str) -> None:
+    asked = request(wire, path) if path == "/generate" else wire.request("GET", path)
+    with wire.connection(asked.replace(b"HTTP/1.1", b"HTTP/1.0", 1)) as peer:
+        head, _, body = read(peer).partition(b"\r\n\r\n")
+    assert b"content-length: %d\r\n" % len(body) in head
+    assert json.loads(body)
+
+
 def test_a_request_that_comes_byte_by_byte(wire: Any) -> None:
     whole = request(wire, "/generate")
     with wire.connection(b"") as peer:
