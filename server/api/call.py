@@ -26,12 +26,14 @@ from server.api.line import Line
 from server.api.service import Service
 from server.api.validation import Wanted
 from server.errors import (
+    BatchTooLarge,
     GenerationError,
     IncompleteGeneration,
     Overloaded,
     ServeError,
     TemplateError,
     ToolError,
+    UnsupportedSuffix,
     ValidationError,
 )
 from server.observe.metrics import Failure, Metrics
@@ -44,6 +46,8 @@ _FAILURES: dict[type[ServeError], Failure] = {
     ValidationError: "validation",
     Overloaded: "overloaded",
     GenerationError: "generation",
+    UnsupportedSuffix: "validation",
+    BatchTooLarge: "validation",
     TemplateError: "template",
     ToolError: "template",
 }

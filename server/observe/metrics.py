@@ -130,6 +130,7 @@ class Metrics:
         self._counter("tgi_batch_inference_success", "Steps done", ("method",)).labels(method).inc()
         self._seconds("tgi_batch_inference_duration", seconds, method)
         self._seconds("tgi_batch_forward_duration", seconds, method)
+        self._seconds("tgi_batch_decode_duration", sampling_s, method)  # TGI's word for what the host does behind it
         self._seconds("neuronx_serve_step_sampling_seconds", sampling_s, method)
         self._seconds("neuronx_serve_step_idle_seconds", idle_s, method)
         if requests:

@@ -257,3 +257,32 @@ class TestMetrics:
         assert count() == before + 1
         wire.post("/v1/chat/completions", {"messages": []})
         assert count() == before + 2
+
+    @pytest.mark.parametrize(
+        ("path", "body", "err"),
+        [
+            ("/generate", {"inputs": ""}, "validation"),
+            ("/generate_stream", {"inputs": ""}, "validation"),
+            ("/v1/completions", {"prompt": "x", "suffix": "y"}, "validation"),
+            ("/v1/completions", {"prompt": list("abcde")}, "validation"),
+            ("/v1/chat/completions", {"messages": [{"role": "forbidden", "content": "x"}]}, "template"),
+        ],
+        ids=lambda value: f"15-{value}" if isinstance(value, str) else "",
+    )
+    def test_failures_by_their_cause(self, wire: Any, path: str, body: Any, err: str) -> None:
+        def failures() -> dict[str, float]:
+            text = wire.get("/metrics").body.decode()
+            return {
+                name: float(n) for name, n in re.findall(r'^tgi_request_failure{err="(\w+)"} ([\d.]+)$', text, re.M)
+            }
+
+        before = failures()
+        wire.post(path, body)
+        assert failures() == {**before, err: before.get(err, 0) + 1}
+
+    @pytest.mark.parametrize(
+        "name", [f"tgi_batch_{kind}_duration" for kind in ("inference", "forward", "decode")], ids=lambda n: f"15-{n}"
+    )
+    @pytest.mark.parametrize("method", ["prefill", "decode"])
+    def test_batches_by_method(self, text: str, name: str, method: str) -> None:
+        assert re.search(rf'^{name}_count{{method="{method}"}} [1-9]', text, re.MULTILINE)
