@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,3 +44,21 @@ def test_streamed_chats_are_plain_chats(smollm2: Any, read_events: Callable[...,
         deltas = [event["choices"][0]["delta"]["content"] for event in read_events(response)]
     assert "".join(deltas) == plain["choices"][0]["message"]["content"]
     assert len(deltas) == plain["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("name", CORPUS, ids=lambda name: f"6-7-10-{name}")
+def test_an_answer_of_which_every_byte_is_known(smollm2: Any, read_events: Callable[..., Any], name: str) -> None:
+    """A grammar leaves the model only the text of the corpus: what comes is that text and no U+FFFD, whole and in
+    tokens, although many tokens of its emoji, Chinese and accents are pieces of a character."""
+    wanted = CORPUS[name]
+    exactly = {"type": "regex", "value": re.sub(r"[.^$*+?{}\[\]()|\\]", r"\\\g<0>", wanted)}
+    body = {"inputs": "Say it:", "parameters": {"max_new_tokens": 200, "details": True, "grammar": exactly}}
+    plain = smollm2.post("/generate", body).json()
+    assert plain["generated_text"] == wanted
+    with httpx.stream("POST", smollm2.url + "/generate_stream", json=body, timeout=120) as response:
+        events = list(read_events(response))
+    assert events[-1]["generated_text"] == wanted
+    for tokens in (plain["details"]["tokens"], [event["token"] for event in events]):
+        assert "".join(token["text"] for token in tokens if not token["special"]) == wanted
+    pieces = [event["token"]["text"] for event in events[:-1]]
+    assert ("" in pieces) == (name in ("chinese", "emoji", "accents"))
