@@ -37,7 +37,8 @@ persist() {
 fetch_archive() {
     local archive=$1/archive
     if [[ $source_url == s3://* ]]; then
-        persist apt-get -o DPkg::Lock::Timeout=600 update && persist apt-get install --yes awscli &&
+        persist apt-get -o DPkg::Lock::Timeout=600 update &&
+            persist apt-get -o DPkg::Lock::Timeout=600 install --yes awscli &&
             persist aws s3 cp "$source_url" "$archive" --only-show-errors || return
     else
         persist curl --fail --location --silent --show-error --output "$archive" "$source_url" || return

@@ -89,6 +89,8 @@ class Template:
             return not argument[0]
         if function == "Select":
             return argument[1][int(argument[0])]
+        if function == "Join":
+            return argument[0].join(argument[1])
         if function == "Split":
             return argument[1].split(argument[0])
         if function == "FindInMap":

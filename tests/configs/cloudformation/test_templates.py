@@ -270,8 +270,8 @@ def test_each_script_gives_up_before_the_stack_does(template: Any) -> None:
 def test_outputs_tell_where_everything_is(template: Any) -> None:
     outputs = template.with_parameters(**GIVEN).evaluate(template.document["Outputs"])
     values = {name: output["Value"] for name, output in outputs.items()}
-    assert values["ChatUi"] == "http://<ServerAddress.PublicIp>:3000"
-    assert values["Api"] == "http://<ServerAddress.PublicIp>:8080"
+    assert values["ChatUi"] == "http://<ServerAddress>:3000"
+    assert values["Api"] == "http://<ServerAddress>:8080"
     assert values["Admin"] == (
         "aws ssm start-session --region us-west-2 --target <Server> --document-name AWS-StartPortForwardingSession "
         "--parameters portNumber=8080,localPortNumber=8080"

@@ -17,16 +17,14 @@ LLAMA, MISTRAL = "meta-llama/Meta-Llama-3-8B-Instruct", "mistralai/Mistral-7B-In
 def stack(existing_vpc: Any, instance: Any, repository: Path) -> Any:
     """The template for this instance: two models, artifacts that are there, the repository as the source."""
     return existing_vpc.with_parameters(
-        **{
-            "AllowedCidr": "203.0.113.7/32",
-            "Models": f"{MISTRAL}, {LLAMA}",
-            "ArtifactsS3Prefix": "s3://mine/artifacts",
-            "SourceUrl": str(repository),
-            "ModelAvailableHandle": f"{instance.url}/server?signed",
-            "ArtifactsCompiledHandle": f"{instance.url}/builder?signed",
-            "ArtifactsBucket": "made",
-            "ServerAddress.PublicIp": "198.51.100.1",
-        }
+        AllowedCidr="203.0.113.7/32",
+        Models=f"{MISTRAL}, {LLAMA}",
+        ArtifactsS3Prefix="s3://mine/artifacts",
+        SourceUrl=str(repository),
+        ModelAvailableHandle=f"{instance.url}/server?signed",
+        ArtifactsCompiledHandle=f"{instance.url}/builder?signed",
+        ArtifactsBucket="made",
+        ServerAddress="198.51.100.1",
     )
 
 
