@@ -223,7 +223,7 @@ class Instance:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         calls = (self.state / "calls").read_text().splitlines() if (self.state / "calls").exists() else []
         calls = [line.replace(str(self.root), "").rstrip() for line in calls]
