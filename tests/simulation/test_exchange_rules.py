@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -185,6 +186,37 @@ def test_without_on_request_a_request_waits_for_an_operator(simulate: Simulate) 
     simulate(scenario, on_request=False)
 
 
+def test_a_title_and_a_chat_of_other_models_in_the_same_moment_cost_one_load_each(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        title, chat = world.ask(C), world.ask(B)
+        await world.answered()
+        assert right(world, title, chat)
+        assert sorted(name for _, name in world.loads) == [A, B, C]
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 60))])
+def test_a_storm_of_activates_ends_with_the_last_one_and_loses_nobody(simulate: Simulate, seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def scenario(world: World) -> None:
+        for _ in range(200):
+            await asyncio.sleep(rng.choice((0, 0, 0.01, 0.05, 0.5, 3, 8)))
+            last = world.model(rng.choice((A, B, C)))
+            world.registry.activate(last)
+            if rng.random() < 0.2:
+                world.ask(rng.choice((A, B, C)), most=rng.choice((1, 20, 100)))
+        await world.registry.settled(last)
+        assert last.state == "available"
+        assert world.registry.active is last or world.registry.queued > 0
+        await world.answered()
+        assert right(world, *world.asked)
+
+    simulate(scenario, turn_after=5, min_resident=1, drain=rng.choice((0, 2)), residents=rng.choice((1, 2)))
+
+
 # --- bounds
 
 
@@ -202,6 +234,21 @@ def test_a_working_model_keeps_the_device_until_the_turn_of_the_others_has_come(
         assert right(world, *stream, *behind, waiting, late)
 
     simulate(scenario, turn_after=60, min_resident=10, drain=5)
+
+
+def test_a_stream_that_ends_within_the_drain_is_not_parked(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        short = world.ask(A, most=60)
+        await asyncio.sleep(1)
+        world.registry.activate(world.model(B))
+        await world.until(A, "draining")
+        await world.answered(short)
+        await world.registry.settled(world.model(B))
+        assert short.ended < world.loads[-1][0]
+        assert right(world, short)
+
+    simulate(scenario, drain=30)
 
 
 def test_a_parked_sequence_gives_others_a_turn_and_then_comes_back_with_its_own_tokens(simulate: Simulate) -> None:
