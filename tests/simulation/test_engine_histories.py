@@ -48,7 +48,7 @@ N_POSITIONS = 64
 VOCAB = 256
 END = 255
 HISTORIES, MANY_HISTORIES = 100, 3000
-DECODE_S, FEED_TOKEN_S, LOAD_S = 0.02, 0.001, 0.5
+DECODE_S, FEED_TOKEN_S, LOAD_S, HASTE_S = 0.02, 0.001, 0.5, 0.1
 
 SAMPLINGS = (
     SamplingParams(),
@@ -267,6 +267,7 @@ class History:
         self.rng = random.Random(seed)
         self._requests = requests
         self._asked = self._chosen()
+        self._hasty = self.rng.choice((0.0, 0.1, 0.5))  # how many clients leave while they are fed, or soon after
         self._tools = tools
         self.chunk = self.rng.choice((0, 0, 1, 4, 9))
         self.reuse = self.chunk > 0 and self.rng.random() < 0.8
@@ -327,6 +328,9 @@ class History:
         # The number is taken before the engine may feed it.
         generation = self.engine.submit(self._requests[index], self._tools.tokenizer, Timings(self.now))
         assert generation.sequence in self.generations
+        if self.rng.random() < self._hasty:
+            watched = self.watched[-1]
+            self.at(self.rng.uniform(0, HASTE_S), lambda: self.cancel(watched))
 
     def known(self, generation: Generation) -> None:
         """A generation that the engine has just made, before it is scheduled."""
@@ -336,11 +340,14 @@ class History:
     def leave(self) -> None:
         """A client cancels or is cut off: the same to the engine, at any time, even when it has ended."""
         if self.watched:
-            watched = self.rng.choice(self.watched)
-            if not watched.generation.ended:
-                watched.cancelled_at = len(watched.generation.emitted)
-            watched.generation.cancel()
-            watched.generation.cancel()
+            self.cancel(self.rng.choice(self.watched))
+
+    @staticmethod
+    def cancel(watched: Watched) -> None:
+        if not watched.generation.ended:
+            watched.cancelled_at = len(watched.generation.emitted)
+        watched.generation.cancel()
+        watched.generation.cancel()
 
     # --- the device
 
