@@ -26,7 +26,7 @@ Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 SHORT = 256
-_GROUP = 64
+_GROUP, _LEAST_GROUP = 64, 8
 _STRIDE = 512
 # `reach` sorts so many entries at most, and brackets what it looks for in longer rows by a sample of this size, give
 # or take so many of its ranks: two standard deviations of the rank of a share.
@@ -113,9 +113,10 @@ def largest(values: Floats, count: int) -> tuple[Ids, float]:
     The count-th largest of the maxima of disjoint groups is at most the count-th largest entry, so everything from
     there up is a superset, found without sorting the row.
     """
-    groups = values.size // _GROUP
-    if 4 * count <= groups:
-        maxima = values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    size = min(_GROUP, values.size // (4 * count))
+    if size >= _LEAST_GROUP:
+        groups = values.size // size
+        maxima = values[: groups * size].reshape(size, groups).max(axis=0)
         threshold = np.partition(maxima, groups - count)[groups - count]
     elif count < values.size:
         threshold = np.partition(values, values.size - count)[values.size - count]
@@ -126,15 +127,22 @@ def largest(values: Floats, count: int) -> tuple[Ids, float]:
     return np.flatnonzero(values >= threshold), float(np.nextafter(threshold, np.float32(-math.inf)))
 
 
+def heads(row: Floats, highest: float, params: SamplingParams) -> Iterator[Shortlist]:
+    """Ever longer lists of the heaviest entries of a row that is not tempered yet; none without a top-k, which alone
+    asks for no mass. Tempering keeps the order, so it is spared the rest."""
+    count = max(SHORT, params.top_k)
+    while params.top_k and 4 * count <= row.size:
+        ids, bound = largest(row, count)
+        values = tempered(row[ids], highest, params.temperature)
+        if values.min() == -math.inf:
+            ids, values = ids[values > -math.inf], values[values > -math.inf]
+        bound = float(tempered(np.array([bound], np.float32), highest, params.temperature)[0])
+        yield Shortlist(ids, values, weights_of(values), bound, (math.nan, math.nan))
+        count *= 16
+
+
 def shortlists(values: Floats, params: SamplingParams) -> Iterator[Shortlist]:
-    """Ever longer lists of one row that hold what a filter may need; the last one is complete."""
-    if params.top_k:
-        count = max(SHORT, params.top_k)
-        while 4 * count <= values.size:
-            ids, bound = largest(values, count)
-            listed = values[ids]
-            yield Shortlist(ids, listed, weights_of(listed), bound, (math.nan, math.nan))
-            count *= 16
+    """Ever longer lists of one tempered row that hold what a filter may need; the last one is complete."""
     weights = weights_of(values)
     mass = mass_of(weights)
     nucleus = not params.top_k and params.top_p < 1.0

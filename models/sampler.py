@@ -27,6 +27,7 @@ from models.draws import (
     Ids,
     Shortlist,
     best,
+    heads,
     largest,
     mass_of,
     pick,
@@ -163,12 +164,14 @@ def choose(row: Floats, sampler: SequenceSampler) -> Choice:
     params = sampler.params
     if not params.do_sample:
         return _greedy(row, highest, params)
+    for listed in heads(row, highest, params):
+        if (left := survivors(listed, params)) is not None:
+            return _draw(left, sampler)
     values = tempered(row, highest, params.temperature)
     if not params.top_k and params.top_p >= 1.0 and params.typical_p >= 1.0:
         return _unfiltered(values, sampler)
     for listed in shortlists(values, params):
-        left = survivors(listed, params)
-        if left is not None:
+        if (left := survivors(listed, params)) is not None:
             return _draw(left, sampler)
     raise AssertionError("the last shortlist is complete, so the filters decide on it")
 
