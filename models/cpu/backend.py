@@ -38,6 +38,7 @@ from models.spec import ModelSpec, SpecError, read_spec
 from models.step_checks import StepLimits
 
 if TYPE_CHECKING:
+    from models.cpu.attention import Attention
     from models.cpu.cache import KvCache
     from models.cpu.decoder import Decoder
     from models.cpu.linear import LinearType
@@ -53,10 +54,17 @@ _PROBE_PROMPT = 5
 class CpuBackend:
     """Llama, Mistral and CodeLlama checkpoints on torch's CPU device."""
 
-    def __init__(self, directory: Path, options: CpuOptions, linear: LinearType | None = None) -> None:
-        """`linear` instead of the form that `options.weights` asks for: to measure against."""
+    def __init__(
+        self,
+        directory: Path,
+        options: CpuOptions,
+        linear: LinearType | None = None,
+        attention: Attention | None = None,
+    ) -> None:
+        """`linear` and `attention` instead of the forms that the options ask for: to measure against."""
         self._directory = directory
         self._linear = linear
+        self._attention = attention
         self._options = msgspec.structs.replace(options, chunk=min(options.chunk, options.n_positions))
         self._spec: ModelSpec | None = None
         self._checkpoint: Checkpoint | None = None
@@ -99,7 +107,13 @@ class CpuBackend:
         with _typed_errors():
             step_s, feed_s = self._warm_up(progress)
         kind = dtype if options.weights == "dtype" else f"{dtype}+{options.weights}"
-        _log.info("%s computes in %s, decode rows %s", self._directory.name, kind, self._counts or "as they are live")
+        _log.info(
+            "%s computes in %s, layout %s, decode rows %s",
+            self._directory.name,
+            kind,
+            options.layout,
+            self._counts or "as they are live",
+        )
         return Description(
             slots=options.slots,
             n_positions=options.n_positions,
@@ -137,7 +151,7 @@ class CpuBackend:
             )
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
-            attention = EXACT if self._options.layout == "fixed" else FAST
+            attention = self._attention or (EXACT if self._options.layout == "fixed" else FAST)
             self._decoder = Decoder(self._spec, weights, self._cache, rope, kind, attention)
 
     def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:

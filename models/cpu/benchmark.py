@@ -1,12 +1,13 @@
 """`python -m models.cpu.benchmark DIRECTORY`: the CPU backend against plain torch and Hugging Face `generate`.
 
 All variants run in turns in one process, so a busy neighbour slows them alike: read the ratios, not the milliseconds.
-Knows no server: step times of the backend alone.
+`--diverge` counts where they say something else than the guaranteed mode. Knows no server: the backend alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -14,15 +15,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.cpu.backend import CpuBackend
+from models.cpu.divergence import Divergence, answers, beginnings, diverges
 from models.protocol import CpuOptions, SlotInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.cpu.linear import Linear, LinearType
+
+# "plain": torch's own operators. "int8": weights that the backend does not offer.
+Form = Literal["ours", "plain", "int8"]
 
 PROMPT = 104
 SLOTS = (1, 4, 10, 16, 32)
 STREAMS = 10  # of a comparison with `generate`
 _N_POSITIONS = 512
+_FEEDS = 4  # prefills of a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +67,23 @@ class Generator(Protocol):
 class Variant:
     """A loaded backend with every slot fed, and the steps measured so far."""
 
-    def __init__(self, name: str, directory: Path, options: CpuOptions, plain: bool = False) -> None:
-        """`plain`: with F.linear in place of what the options ask for."""
+    def __init__(self, name: str, directory: Path, options: CpuOptions, form: Form = "ours") -> None:
+        """`form`: what to multiply and attend with, in place of what the options ask for."""
+        from models.cpu.attention import EXACT
         from models.cpu.linear import PlainLinear
 
         self.name = name
-        self._backend = CpuBackend(directory, options, PlainLinear if plain else None)
+        linear: LinearType | None = {"ours": None, "plain": PlainLinear, "int8": _int8_linear}[form]
+        self._backend = CpuBackend(directory, options, linear, EXACT if form == "plain" else None)
         self._backend.stage(_quiet)
         self._vocabulary = self._backend.load(_quiet).vocab_size
         self._feeds: list[float] = []
         self._steps: dict[int, list[float]] = {count: [] for count in SLOTS}
 
     def turn(self) -> None:
-        """One prefill and one step of each width; all slots stay equally long."""
-        for slot in range(max(SLOTS)):
+        """Some prefills and one step of each width; all slots stay equally long."""
+        first = not self._feeds
+        for slot in range(max(SLOTS) if first else _FEEDS):
             self._feeds.append(_seconds(partial(self._backend.feed, slot, _prompt(slot, self._vocabulary))))
         for count in SLOTS:
             live = [SlotInput(slot, 1, PROMPT) for slot in range(count)]
@@ -79,6 +93,18 @@ class Variant:
         return Row(
             self.name, tuple(statistics.median(self._steps[count]) for count in SLOTS), statistics.median(self._feeds)
         )
+
+    def ratios(self, base: Variant) -> tuple[float, ...]:
+        """The columns of `row` over those of `base`, each the median over the turns."""
+        feeds = zip(self._feeds, base._feeds, strict=True)
+        steps = [zip(self._steps[count], base._steps[count], strict=True) for count in SLOTS]
+        return tuple(statistics.median(mine / theirs for mine, theirs in pairs) for pairs in (*steps, feeds))
+
+    def divergence(self, prompts: Sequence[Sequence[int]], guaranteed: Sequence[Sequence[int]]) -> Divergence:
+        return diverges(self.name, self._backend, prompts, guaranteed)
+
+    def answers(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        return answers(self._backend, prompts, count)
 
     def generate(self, new_tokens: int) -> None:
         """As the engine does: a prefill a prompt, then steps of all."""
@@ -93,16 +119,16 @@ class Variant:
 
 
 class Transformers:
-    """Hugging Face `generate`, float32, on a static batch."""
+    """Hugging Face `generate` on a static batch."""
 
-    def __init__(self, directory: Path, cache: str) -> None:
+    def __init__(self, directory: Path, dtype: str, cache: str) -> None:
         """`cache`: "dynamic" or "static"."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        self.name = f"transformers' generate, {cache} cache"
+        self.name = f"{dtype}, transformers' generate, {cache} cache"
         self._cache = cache
-        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
         vocabulary = self._model.config.vocab_size
         self._prompts = torch.tensor([_prompt(stream, vocabulary) for stream in range(STREAMS)])
 
@@ -122,21 +148,26 @@ class Transformers:
             )
 
 
-def variants(directory: Path, dtypes: Sequence[str], threads: int) -> list[Variant]:
-    """Of each dtype plain F.linear and the two layouts; with float32 also its float16 weights."""
+def variants(directory: Path, dtypes: Sequence[str], threads: int, int8: bool = False) -> list[Variant]:
+    """Of each dtype plain F.linear, and what is offered; of bfloat16 also what is not, int8 weights.
 
-    def made(name: str, dtype: str, layout: str, weights: str = "dtype", plain: bool = False) -> Variant:
+    "F.linear" is the same pass with torch's own products and attention, and nothing fused or packed.
+    """
+
+    def made(name: str, dtype: str, layout: str, weights: str = "dtype", form: Form = "ours") -> Variant:
         options = {"dtype": dtype, "layout": layout, "weights": weights, "threads": threads}
         chosen = CpuOptions(slots=max(SLOTS), n_positions=_N_POSITIONS, **options)  # type: ignore[arg-type]
-        return Variant(f"{dtype}, {name}", directory, chosen, plain)
+        return Variant(f"{dtype}, {name}", directory, chosen, form)
 
     loaded = []
     for dtype in dtypes:
-        loaded.append(made("F.linear", dtype, "packed", plain=True))
+        loaded.append(made("F.linear", dtype, "packed", form="plain"))
         loaded.append(made("layout fixed", dtype, "fixed"))
         loaded.append(made("layout packed", dtype, "packed"))
         if dtype == "float32":
             loaded.append(made("packed, float16 weights", dtype, "packed", "float16"))
+        elif int8:
+            loaded.append(made("packed, int8 weights", dtype, "packed", form="int8"))
     return loaded
 
 
@@ -157,6 +188,23 @@ def rates(theirs: Sequence[Generator], ours: Sequence[Generator], new_tokens: in
     ]
 
 
+def _int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Weights as int8 with a scale a row, activations in bfloat16: measured here, and not offered by the backend."""
+    import torch
+
+    from models.cpu.linear import Unfused
+
+    scales = (weight.float().abs().amax(1) / 127).clamp_min(1e-12)
+    packed = (weight.float() / scales[:, None]).round().to(torch.int8)
+
+    class Int8Linear(Unfused):
+        def __call__(self, x: Tensor) -> Tensor:
+            y: Tensor = torch._weight_int8pack_mm(x, packed, scales.to(x.dtype))
+            return y if bias is None else y.add_(bias)
+
+    return Int8Linear()
+
+
 def _prompt(stream: int, vocabulary: int) -> list[int]:
     return [(7919 * (position + 1) + 31 * stream) % vocabulary for position in range(PROMPT)]
 
@@ -171,6 +219,31 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def _print_steps(rows: Sequence[Row], loaded: Sequence[Variant]) -> None:
+    print(f"{'ms':34}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
+    for row in rows:
+        print(f"{row.variant:34}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
+    print(f"\n{'times F.linear of its dtype':34}")
+    base = loaded[0]
+    for variant in loaded:
+        base = variant if variant.name.endswith("F.linear") else base
+        *steps, feed = variant.ratios(base)
+        print(f"{variant.name:34}" + "".join(f"{ratio:9.2f}" for ratio in steps) + f"{feed:14.2f}")
+
+
+def _print_divergence(directory: Path, loaded: Sequence[Variant], count: int, threads: int) -> None:
+    prompts = beginnings(directory)
+    options = CpuOptions(slots=len(prompts), n_positions=_N_POSITIONS, threads=threads)
+    guaranteed = Variant("guaranteed", directory, options).answers(prompts, count)
+    print(f"\n{len(prompts)} greedy answers of {count} tokens")
+    for variant in loaded:
+        each = variant.divergence(prompts, guaranteed)
+        print(
+            f"{each.variant:34}{100 * each.changed:6.0f} % change in company; of the guaranteed tokens "
+            f"{100 * each.other:5.2f} % others likelier, perplexity {each.perplexity:.4f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.cpu.benchmark", description=__doc__)
     parser.add_argument("directory", type=Path, help="a checkpoint's directory")
@@ -178,18 +251,21 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are processors")
     parser.add_argument("--generate", type=int, metavar="N", default=0, help="also N new tokens, with transformers'")
+    parser.add_argument("--int8", action="store_true", help="also int8 weights, which the backend does not offer")
+    parser.add_argument("--diverge", type=int, metavar="N", default=0, help="also compare answers of N tokens")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     args = parser.parse_args()
-    loaded = variants(args.directory, args.dtypes, args.threads)
+    loaded = variants(args.directory, args.dtypes, args.threads, args.int8)
     for _ in range(args.turns):
         for variant in loaded:
             variant.turn()
     rows = [variant.row() for variant in loaded]
-    print(f"{'ms':34}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
-    for row in rows:
-        print(f"{row.variant:34}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
+    _print_steps(rows, loaded)
+    if args.diverge:
+        _print_divergence(args.directory, loaded, args.diverge, args.threads)
     if args.generate:
-        theirs = [Transformers(args.directory, cache) for cache in ("dynamic", "static")]
+        caches = itertools.product(args.dtypes, ("dynamic", "static"))
+        theirs = [Transformers(args.directory, dtype, cache) for dtype, cache in caches]
         print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
         for rate in rates(theirs, loaded, args.generate, args.turns):
             print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")

@@ -73,7 +73,7 @@ class PackedLinear:
         return y
 
 
-class _Unfused:
+class Unfused:
     """A product, and what follows it one by one."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _Unfused:
         return residual + self(x)
 
 
-class PlainLinear(_Unfused):
+class PlainLinear(Unfused):
     """What every build of torch can do."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -100,7 +100,7 @@ class PlainLinear(_Unfused):
         return functional.linear(x, self._weight, self._bias)
 
 
-class HalfLinear(_Unfused):
+class HalfLinear(Unfused):
     """Weights in float16, which has three bits more than a bfloat16 checkpoint; products and sums in float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
