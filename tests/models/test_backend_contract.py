@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,9 +32,21 @@ Create = Callable[[Path], Backend]
 
 
 def _cpu(directory: Path) -> Backend:
+    return _cpu_with(directory)
+
+
+def _cpu_packed(directory: Path) -> Backend:
+    return _cpu_with(directory, layout="packed")
+
+
+def _cpu_bfloat16(directory: Path) -> Backend:
+    return _cpu_with(directory, layout="packed", dtype="bfloat16")
+
+
+def _cpu_with(directory: Path, **options: Any) -> Backend:
     from models.cpu.backend import CpuBackend
 
-    return CpuBackend(directory, CpuOptions(slots=SLOTS, n_positions=N_POSITIONS, threads=1, chunk=5))
+    return CpuBackend(directory, CpuOptions(slots=SLOTS, n_positions=N_POSITIONS, threads=1, chunk=5, **options))
 
 
 def _simulated(directory: Path) -> Backend:
@@ -97,9 +110,11 @@ class Loaded:
 
     def same(self, left: FloatRows, right: FloatRows) -> bool:
         """Equal to the last bit where the backend promises that, else to rounding."""
-        if self.description.exact_replay:
-            return np.array_equal(left, right)
-        return np.allclose(left, right, atol=1e-4)
+        return np.array_equal(left, right) if self.description.exact_replay else self.near(left, right)
+
+    def near(self, left: FloatRows, right: FloatRows) -> bool:
+        """Equal to the rounding of the backend's dtype."""
+        return np.allclose(left, right, atol=0.1 if self.description.dtype == "bfloat16" else 1e-4)
 
 
 @dataclass
@@ -161,6 +176,8 @@ def _alone(loaded: Loaded, prompt: Sequence[int], steps: int, slot: int = 0) -> 
 
 BACKENDS = [
     pytest.param(_cpu, id="cpu"),
+    pytest.param(_cpu_packed, id="cpu-packed"),
+    pytest.param(_cpu_bfloat16, id="cpu-bfloat16"),
     pytest.param(_simulated, id="simulated"),
     pytest.param(_simulated_extend, id="simulated-extend"),
     pytest.param(_simulated_reuse, id="simulated-reuse"),
@@ -272,7 +289,7 @@ def test_feeding_a_token_and_decoding_it_score_the_same(loaded: Loaded) -> None:
     whole = loaded.feed(0, PROMPT)
     loaded.feed(1, PROMPT[:-1])
     stepped = loaded.decode((1, PROMPT[-1], len(PROMPT) - 1))
-    assert np.allclose(whole, stepped, atol=1e-4)
+    assert loaded.near(whole, stepped)
 
 
 def test_scores_depend_on_every_token_that_was_written(loaded: Loaded) -> None:
