@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # "plain": torch's own operators. "int8": weights that the backend does not offer.
 Form = Literal["ours", "plain", "int8"]
 
+# Seconds. What a thread has computed (time.thread_time) is free of the time in which its neighbours did.
+Clock = Callable[[], float]
+
 PROMPT = 104
 SLOTS = (1, 4, 10, 16, 32)
 STREAMS = 10  # of a comparison with `generate`
@@ -67,12 +70,15 @@ class Generator(Protocol):
 class Variant:
     """A loaded backend with every slot fed, and the steps measured so far."""
 
-    def __init__(self, name: str, directory: Path, options: CpuOptions, form: Form = "ours") -> None:
+    def __init__(
+        self, name: str, directory: Path, options: CpuOptions, form: Form = "ours", clock: Clock = time.perf_counter
+    ) -> None:
         """`form`: what to multiply and attend with, in place of what the options ask for."""
         from models.cpu.attention import EXACT
         from models.cpu.linear import PlainLinear
 
         self.name = name
+        self._clock = clock
         linear: LinearType | None = {"ours": None, "plain": PlainLinear, "int8": _int8_linear}[form]
         self._backend = CpuBackend(directory, options, linear, EXACT if form == "plain" else None)
         self._backend.stage(_quiet)
@@ -84,10 +90,12 @@ class Variant:
         """Some prefills and one step of each width; all slots stay equally long."""
         first = not self._feeds
         for slot in range(max(SLOTS) if first else _FEEDS):
-            self._feeds.append(_seconds(partial(self._backend.feed, slot, _prompt(slot, self._vocabulary))))
+            self._feeds.append(
+                _seconds(self._clock, partial(self._backend.feed, slot, _prompt(slot, self._vocabulary)))
+            )
         for count in SLOTS:
             live = [SlotInput(slot, 1, PROMPT) for slot in range(count)]
-            self._steps[count].append(_seconds(partial(self._backend.decode, live)))
+            self._steps[count].append(_seconds(self._clock, partial(self._backend.decode, live)))
 
     def row(self) -> Row:
         return Row(
@@ -148,7 +156,9 @@ class Transformers:
             )
 
 
-def variants(directory: Path, dtypes: Sequence[str], threads: int, int8: bool = False) -> list[Variant]:
+def variants(
+    directory: Path, dtypes: Sequence[str], threads: int, int8: bool = False, clock: Clock = time.perf_counter
+) -> list[Variant]:
     """Of each dtype plain F.linear, and what is offered; of bfloat16 also what is not, int8 weights.
 
     "F.linear" is the same pass with torch's own products and attention, and nothing fused or packed.
@@ -157,7 +167,7 @@ def variants(directory: Path, dtypes: Sequence[str], threads: int, int8: bool = 
     def made(name: str, dtype: str, layout: str, weights: str = "dtype", form: Form = "ours") -> Variant:
         options = {"dtype": dtype, "layout": layout, "weights": weights, "threads": threads}
         chosen = CpuOptions(slots=max(SLOTS), n_positions=_N_POSITIONS, **options)  # type: ignore[arg-type]
-        return Variant(f"{dtype}, {name}", directory, chosen, form)
+        return Variant(f"{dtype}, {name}", directory, chosen, form, clock)
 
     loaded = []
     for dtype in dtypes:
@@ -171,12 +181,18 @@ def variants(directory: Path, dtypes: Sequence[str], threads: int, int8: bool = 
     return loaded
 
 
-def rates(theirs: Sequence[Generator], ours: Sequence[Generator], new_tokens: int, turns: int) -> list[Rate]:
+def rates(
+    theirs: Sequence[Generator],
+    ours: Sequence[Generator],
+    new_tokens: int,
+    turns: int,
+    clock: Clock = time.perf_counter,
+) -> list[Rate]:
     """All take turns; each turn is compared with itself."""
     seconds: dict[str, list[float]] = {each.name: [] for each in (*theirs, *ours)}
     for _ in range(turns):
         for each in (*theirs, *ours):
-            seconds[each.name].append(_seconds(partial(each.generate, new_tokens)))
+            seconds[each.name].append(_seconds(clock, partial(each.generate, new_tokens)))
     best = [min(turn) for turn in zip(*(seconds[each.name] for each in theirs), strict=True)]
     return [
         Rate(
@@ -213,10 +229,10 @@ def _quiet(phase: str, done: int, total: int) -> None:
     """Loading is no part of the measurement."""
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _seconds(clock: Clock, run: Callable[[], object]) -> float:
+    began = clock()
     run()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _print_steps(rows: Sequence[Row], loaded: Sequence[Variant]) -> None:
@@ -254,8 +270,15 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="also int8 weights, which the backend does not offer")
     parser.add_argument("--diverge", type=int, metavar="N", default=0, help="also compare answers of N tokens")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, by the time that it computed: for a machine whose neighbours are never quiet",
+    )
     args = parser.parse_args()
-    loaded = variants(args.directory, args.dtypes, args.threads, args.int8)
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    args.threads = 1 if args.cpu_time else args.threads
+    loaded = variants(args.directory, args.dtypes, args.threads, args.int8, clock)
     for _ in range(args.turns):
         for variant in loaded:
             variant.turn()
@@ -267,7 +290,7 @@ def main() -> None:
         caches = itertools.product(args.dtypes, ("dynamic", "static"))
         theirs = [Transformers(args.directory, dtype, cache) for dtype, cache in caches]
         print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
-        for rate in rates(theirs, loaded, args.generate, args.turns):
+        for rate in rates(theirs, loaded, args.generate, args.turns, clock):
             print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
-from models.cpu import benchmark
 from models.cpu.benchmark import rates
 
 
@@ -23,13 +20,12 @@ class Timed:
         Timed.now += next(self._seconds)
 
 
-def test_each_turn_is_compared_with_the_fastest_generate_of_that_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: Timed.now)
+def test_each_turn_is_compared_with_the_fastest_generate_of_that_turn() -> None:
     # The neighbours were busy in the second turn: everything took ten times as long.
     theirs = [Timed("dynamic", 8.0, 80.0, 9.0), Timed("static", 6.0, 90.0, 8.0)]
     ours = [Timed("ours", 2.0, 40.0, 2.0)]
 
-    rows = {rate.variant: rate for rate in rates(theirs, ours, new_tokens=24, turns=3)}
+    rows = {rate.variant: rate for rate in rates(theirs, ours, new_tokens=24, turns=3, clock=lambda: Timed.now)}
 
     assert rows["ours"].ratio == 3.0  # of 3, 2 and 4
     assert rows["ours"].tokens_per_s == 10 * 24 / 2.0
