@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
+import text_generation
+from huggingface_hub import InferenceClient
 
 MODELS = """
 [server]
@@ -87,6 +90,54 @@ def test_a_stream_gets_its_headers_at_once_and_comments_until_its_model_is_there
     assert first >= 5
     assert set(lines[:first]) == {":"}
     assert not any('"error"' in line for line in lines)
+
+
+def of_text_generation(url: str) -> Iterator[str]:
+    client = text_generation.Client(f"{url}/models/org/second", timeout=60)
+    return (event.token.text for event in client.generate_stream("hello", max_new_tokens=5))
+
+
+def of_huggingface_hub(url: str) -> Iterator[str]:
+    client = InferenceClient(base_url=f"{url}/models/org/second", timeout=60)
+    yield from client.text_generation("hello", max_new_tokens=5, stream=True)
+
+
+def of_huggingface_hub_chat(url: str) -> Iterator[str]:
+    messages = [{"role": "user", "content": "hi"}]
+    client = InferenceClient(base_url=f"{url}/models/org/second", timeout=60)
+    for chunk in client.chat_completion(messages, max_tokens=5, stream=True):
+        yield chunk.choices[0].delta.content or ""
+
+
+def of_openai(url: str) -> Iterator[str]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        messages: Any = [{"role": "user", "content": "hi"}]
+        chunks = client.chat.completions.create(model="org/second", messages=messages, max_tokens=5, stream=True)
+        for chunk in chunks:
+            yield chunk.choices[0].delta.content or ""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:text_generation")
+def test_the_clients_people_have_read_past_the_comments(serve: Callable[..., Any], tiny_text_directory: Path) -> None:
+    """All of them wait, with nothing but comments to read, until an operator lets their model come."""
+    two, _, _ = MODELS.format(directory=tiny_text_directory).partition('[[models]]\nid = "HuggingFaceTB/')
+    server = serve("[swap]\non_request = false\n" + two)
+    server.wait_available()
+    clients = (of_text_generation, of_huggingface_hub, of_huggingface_hub_chat, of_openai)
+    with ThreadPoolExecutor(len(clients)) as pool:
+        answers = [pool.submit(lambda ask: list(ask(server.url)), client) for client in clients]
+        deadline = time.monotonic() + 60
+        while server.get("/models/org/second").json()["parked"] < len(clients):
+            if time.monotonic() > deadline or any(answer.done() for answer in answers):
+                break  # and let them end, whatever went wrong
+            time.sleep(0.05)
+        waiting = server.get("/models/org/second").json()["parked"]
+        time.sleep(0.5)  # five comments
+        server.post("/models/org/second/activate", {})
+        texts = ["".join(answer.result()) for answer in answers]
+    assert waiting == len(clients)
+    assert all(texts)
+    assert texts[0] == texts[1]
 
 
 def test_a_plain_request_takes_longer_and_bare_ones_go_to_the_model_that_comes(server: Any) -> None:
