@@ -186,6 +186,21 @@ def test_without_on_request_a_request_waits_for_an_operator(simulate: Simulate) 
     simulate(scenario, on_request=False)
 
 
+def test_an_idle_model_gives_way_in_the_moment_in_which_another_is_asked_for(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        for _ in range(3):  # whatever the place in the registry's own beat of a second
+            await asyncio.sleep(0.37)
+            leaver = world.ask(B)
+            await asyncio.sleep(0.02)
+            assert world.state(B) == "staging"
+            world.leave(leaver)
+            await world.until(B, "unloaded")
+            assert time.monotonic() - leaver.ended < 0.5
+
+    simulate(scenario)
+
+
 def test_a_title_and_a_chat_of_other_models_in_the_same_moment_cost_one_load_each(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
         await world.until(A, "available")
