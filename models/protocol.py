@@ -69,7 +69,8 @@ class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, tag="cpu", tag_field
 
     `layout` "fixed" uses only row counts that were proven, at load and on this CPU, to give a row the same bits, so a
     slot's numbers never depend on its neighbours (the guaranteed mode, with float32); "packed" attends for all slots
-    at once, faster with many, and leaves the proof out.
+    at once, faster with many, and leaves the proof out. `dtype` "auto" is bfloat16 where the processor multiplies it
+    (AMX, AVX512-BF16), else float32.
     `weights` "float16" are multiplied with float32 activations: a step reads all of them, so it is faster, and differs
     from float32 in the last digits.
     `chunk` (tokens a feed may bring at once) is at most `n_positions`. `threads` 0: as many as there are CPUs.
