@@ -18,6 +18,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import anyio.lowlevel
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -124,6 +125,11 @@ class Server(uvicorn.Server):
                 http=Connection,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections; what anyio would import for the first stream is imported by then."""
+        await anyio.lowlevel.checkpoint()
+        await super().startup(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
