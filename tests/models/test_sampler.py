@@ -218,6 +218,22 @@ def test_equals_it_where_most_of_a_real_vocabulary_survives(
     check_top(choice, expected, 3)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "left"), [(1e5, 5000), (1e-40, 1)], ids=["all others tie", "all others are impossible"]
+)
+def test_equals_it_where_tempering_makes_one_of_many_values(temperature: float, left: int) -> None:
+    row = (-1.0 + 6e-8 * np.random.default_rng(2).permutation(5000)).astype(np.float32)
+    row[7] = 10_000.0
+    params = SamplingParams(do_sample=True, temperature=temperature, top_k=2, top_n_tokens=2, seed=4)
+
+    choice = draw(row, params)
+
+    expected = reference(row, params, (), ())
+    assert len(expected.values) == len(choice.top) == left
+    assert choice.token == expected.token
+    check_top(choice, expected, 2)
+
+
 # --- greedy ---------------------------------------------------------------------------------------------------------
 
 
