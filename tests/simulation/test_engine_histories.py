@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from models.backend import DeviceError, ProgressCallback, Scores
@@ -494,7 +495,8 @@ def same(outputs: Sequence[Output], expected: Sequence[Output]) -> bool:
 
 def _fed_anew(output: Output) -> Output:
     """How much was reused is the only thing that may differ."""
-    return replace(output, finish=output.finish and replace(output.finish, reused_tokens=0))
+    finish = output.finish and replace(output.finish, reused_tokens=0)
+    return msgspec.structs.replace(output, finish=finish)
 
 
 @dataclass
