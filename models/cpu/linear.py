@@ -7,6 +7,7 @@ held against F.linear before it is used.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -73,11 +74,11 @@ class PackedLinear:
         return y
 
 
-class Unfused:
+class Unfused(ABC):
     """A product, and what follows it one by one."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor: ...
 
     def swish(self, x: Tensor) -> Tensor:
         return functional.silu(self(x), inplace=True)
