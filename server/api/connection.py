@@ -2,6 +2,7 @@
 
 An app can drop a connection whose reader has stalled: closing it politely waits for the reader,
 scope["extensions"]["connection"]["abort"] does not. ["congested"] says whether the next send would wait for the reader.
+["send"] takes the body of an answer past the middleware, which looks at its head alone.
 
 A client that half-closes, as `nc -N` does, still gets its answer, and one that is gone is still noticed at once. Both
 look the same until something is sent: so the next bytes of the answer that are certain are sent early (the first of
@@ -39,6 +40,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request's head is read; nothing of its answer was written yet."""
         super().on_headers_complete()
+        self.scope["extensions"]["connection"]["send"] = self.cycle.send
         if self.parser.get_http_version() == "1.0":
             self.cycle.transport = _Unchunked(self.transport)  # type: ignore[assignment]
 

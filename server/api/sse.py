@@ -48,6 +48,7 @@ class EventStream(EventSourceResponse):
         self._events = events
         self._keepalive_s = keepalive_s
         self._congested: Callable[[], bool] = lambda: True
+        self._send_body: Send | None = None
         self._sending = False
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -65,6 +66,7 @@ class EventStream(EventSourceResponse):
         extension = scope.get("extensions", {}).get("connection", {})
         extension["idle"] = KEEPALIVE
         self._congested = extension.get("congested", self._congested)
+        self._send_body = extension.get("send")
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
@@ -88,12 +90,13 @@ class EventStream(EventSourceResponse):
                 self._comment.cancel()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """A timeout costs as much as all the rest of a send: none is set up where the send cannot wait."""
+        """A timeout costs as much as all the rest of a send, and so does the way through the middleware, which has seen
+        the head and looks at nothing else: none is set up where the send cannot wait, and a chunk goes by none."""
         self._sending = True
         if self._congested():
             await super()._send_with_timeout(send, message)
         else:
-            await send(message)
+            await (self._send_body or send)(message)
         self._sending = False
         self._last = asyncio.get_running_loop().time()
 

@@ -171,6 +171,18 @@ def test_a_send_that_cannot_wait_has_no_timeout_and_one_that_can_has(congested: 
     assert asyncio.run(scenario()) == [b"data: 1\n\n", b"data: 2\n\n", b""]
 
 
+def test_chunks_go_past_the_middleware_that_has_seen_the_head() -> None:
+    async def scenario() -> tuple[Client, Client]:
+        through, past = Client(), Client()
+        scope = {"extensions": {"connection": {"congested": lambda: False, "send": past.send}}}
+        await run(stream(chunks(b"data: 1\n\n", b"data: 2\n\n")), through, scope)
+        return through, past
+
+    through, past = asyncio.run(scenario())
+    assert [message["type"] for message in through.messages] == ["http.response.start", "http.response.body"]
+    assert past.body == [b"data: 1\n\n", b"data: 2\n\n"]
+
+
 def test_a_bug_in_the_events_is_not_swallowed() -> None:
     async def broken() -> AsyncGenerator[bytes, None]:
         yield b"data: 1\n\n"
