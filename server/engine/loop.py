@@ -182,7 +182,7 @@ class Engine:
         self._pump()
         if self._scores_prompts and isinstance(plan, FeedPlan) and plan.sequence in self._generations:
             self._generations[plan.sequence].score(plan.start, report.prompt_logprobs)
-        delivered = sum([self._deliver(scheduler, drawn) for drawn in report.drawn])
+        delivered = sum([self._deliver(drawn) for drawn in report.drawn])
         self._metrics.tokens_generated(delivered)
         self._pump()
         self._metrics.observe_step(
@@ -214,22 +214,26 @@ class Engine:
         return self._detached_at if generation.timings.started else generation.timings.arrived
 
     def _settle(self, scheduler: Scheduler, drawn: Drawn) -> None:
-        """Free the slots of sequences that the worker has ended, or whose content is worthless."""
+        """Free the slots of sequences that the worker has ended, or whose content is worthless: before the next plan,
+        which might copy it."""
+        generation = self._generations.get(drawn.sequence)
         if drawn.finish in ("length", "eos_token"):
-            generation = self._generations.get(drawn.sequence)
             # The token that is drawn now was not written, all those before it were.
             scheduler.remove(drawn.sequence, generation.emitted if generation else ())
+        elif drawn.finish == "non_finite" and generation and generation.replays < REPLAYS_OF_A_BAD_ROW:
+            scheduler.requeue(generation.sequence, _prompt(generation.request))
+        elif drawn.finish in ("non_finite", "refused", "grammar"):
+            scheduler.remove(drawn.sequence, None)
 
-    def _deliver(self, scheduler: Scheduler, drawn: Drawn) -> bool:
+    def _deliver(self, drawn: Drawn) -> bool:
         """Whether it is a token that its sequence wants."""
         generation = self._generations.get(drawn.sequence)
         if generation is None:
             self.dropped_tokens += 1  # it ended, or its client left, while this step was queued
             self._metrics.tokens_dropped()
         elif drawn.finish == "non_finite":
-            self._replay_bad_row(scheduler, generation)
+            self._replay_bad_row(generation)
         elif drawn.finish in ("refused", "grammar"):
-            scheduler.remove(generation.sequence, None)
             self._forget(generation)
             generation.fail(GenerationError(_REFUSALS[drawn.finish]))
         else:
@@ -243,17 +247,15 @@ class Engine:
             return True
         return False
 
-    def _replay_bad_row(self, scheduler: Scheduler, generation: Generation) -> None:
+    def _replay_bad_row(self, generation: Generation) -> None:
         generation.replays += 1
         if generation.replays > REPLAYS_OF_A_BAD_ROW:
-            scheduler.remove(generation.sequence, None)
             self._forget(generation)
             generation.fail(GenerationError("the device returned no finite numbers for this sequence, twice"))
         else:
             self._metrics.sequence_replayed()
             if generation.emitted:
                 self._replaying.add(generation.sequence)
-            scheduler.requeue(generation.sequence, _prompt(generation.request))
 
     def _cancelled(self, generation: Generation) -> None:
         self._forget(generation)

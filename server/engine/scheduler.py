@@ -149,9 +149,8 @@ class Scheduler:
                 for each in self._running.values()
             )
             place = self._free.take(prompt, running)
-            self._feeding = _Occupant(
-                sequence, self._step + 1, prompt, place, planned=place.reused, written=place.reused
-            )
+            written = place.reused if place.source is None else 0  # a copy is made with the first piece
+            self._feeding = _Occupant(sequence, self._step + 1, prompt, place, planned=place.reused, written=written)
         return self._feeding
 
     def _feed(self, feeding: _Occupant) -> FeedPlan:

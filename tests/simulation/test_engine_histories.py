@@ -150,7 +150,6 @@ class Seat:
     """What is known of an owner of a slot, from the commands alone."""
 
     sequence: int
-    replays: int  # that its sequence had when it took the slot
     fed: int
     whole: bool = False
 
@@ -190,12 +189,8 @@ class Commands:
 
     def _vacate(self) -> None:
         for seat in list(self.seats.values()):
-            generation = self._history.generations[seat.sequence]
-            if generation.ended:
+            if self._history.generations[seat.sequence].ended:
                 self.ended(seat.sequence)
-            elif generation.replays != seat.replays:
-                self.ended(seat.sequence)
-                self.again.add(seat.sequence)
 
     def _check_feed(self, feed: Feed) -> None:
         history = self._history
@@ -207,7 +202,7 @@ class Commands:
             self._check_turn(feed.sequence)
             generation = history.generations[feed.sequence]
             self._check_reuse(feed, generation.request)
-            self.seats[feed.slot] = Seat(feed.sequence, generation.replays, feed.reused)
+            self.seats[feed.slot] = Seat(feed.sequence, feed.reused)
         seat = self.seats[feed.slot]
         assert (seat.sequence, seat.fed) == (feed.sequence, feed.position)
         assert not history.chunk or len(feed.tokens) <= history.chunk, "the stall of a feed is one chunk"
@@ -435,12 +430,13 @@ class History:
 
     def _note(self, commands: Commands, report: Stepped) -> None:
         for drawn in report.drawn:
-            if drawn.finish in ("length", "eos_token"):
-                commands.ended(drawn.sequence)
-                commands.over.add(drawn.sequence)
-            if drawn.finish == "non_finite":
-                (watched,) = (each for each in self.watched if each.generation.sequence == drawn.sequence)
-                watched.bad_rows += 1
+            if drawn.finish == "":
+                continue
+            commands.ended(drawn.sequence)
+            (watched,) = (each for each in self.watched if each.generation.sequence == drawn.sequence)
+            watched.bad_rows += drawn.finish == "non_finite"
+            goes_on = drawn.finish == "non_finite" and watched.bad_rows == 1
+            (commands.again if goes_on else commands.over).add(drawn.sequence)
 
     # --- what must hold at the end
 

@@ -89,3 +89,9 @@ def byte_vocabulary(tiny_text_directory: Path) -> Vocabulary:
 def bench(byte_tokenizer: Tokenizer, byte_vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Bench]:
     """Bench(**simulated options)."""
     return lambda **options: Bench(byte_tokenizer, byte_vocabulary, tmp_path, **options)
+
+
+@pytest.fixture
+def grammarless(byte_tokenizer: Tokenizer, tmp_path: Path) -> Bench:
+    """A bench that reuses prefixes, and whose worker can follow no grammar."""
+    return Bench(byte_tokenizer, Vocabulary(tmp_path / "absent"), tmp_path, chunk=64, reuse=True)

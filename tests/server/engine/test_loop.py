@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from models.protocol import Decode, Feed, SamplingParams
+from models.protocol import Decode, Feed, Grammar, SamplingParams
 from server.core import Output, Request
 from server.engine.generation import Generation
 from server.engine.loop import DEPTH
@@ -325,6 +325,54 @@ def test_two_chats_that_begin_alike_keep_a_slot_each(bench: Callable[..., Bench]
             assert answer == alone(bench, request(prompt, 20))
             assert turn == 0 or fed(one)[before:] == [2], "the last token drawn, and the new one"
             chats[number] = (*prompt, *answer, 60 + turn)
+
+
+PROMPT = tuple(range(1, 41))
+
+
+def test_what_was_refused_is_never_copied(grammarless: Bench, bench: Callable[..., Bench]) -> None:
+    """Its slot was never fed: it holds what somebody else left there."""
+    grammarless.submit(request((200, 201, 202), 40))
+    for _ in range(4):
+        grammarless.step()
+    refused = grammarless.submit(dataclasses.replace(request(PROMPT), grammar=Grammar(kind="regex", text="a")))
+    other = grammarless.submit(request((*PROMPT, 99)))
+    grammarless.run()
+    with pytest.raises(GenerationError, match="grammar"):
+        read(refused)
+    assert tokens(other) == alone(bench, request((*PROMPT, 99)))
+
+
+def test_a_copy_that_was_never_made_is_not_relied_on(grammarless: Bench, bench: Callable[..., Bench]) -> None:
+    source = grammarless.submit(request(PROMPT, 60))
+    for _ in range(4):
+        grammarless.step()
+    copied = grammarless.submit(dataclasses.replace(request((*PROMPT, 7)), grammar=Grammar(kind="regex", text="a")))
+    while not any(each.source is not None for each in grammarless.worker.commands if isinstance(each, Feed)):
+        assert grammarless.step()
+    source.cancel()
+    copied.cancel()
+    grammarless.run()
+    for first in (150, 151, 152):
+        grammarless.submit(request((first, first, first), 60))
+    for _ in range(8):
+        grammarless.step()
+    other = grammarless.submit(request((*PROMPT, 99)))
+    grammarless.run()
+    assert tokens(other) == alone(bench, request((*PROMPT, 99)))
+
+
+def test_a_bad_row_spoils_no_copy(bench: Callable[..., Bench]) -> None:
+    one = bench(chunk=64, reuse=True, faults=("feed:1=nan",))
+    one.submit(request((200, 201, 202), 40))
+    for _ in range(4):
+        one.step()
+    wanted = [request(PROMPT), request((*PROMPT, 99))]
+    generations = [one.submit(each) for each in wanted]
+    one.run()
+    feeds = [each for each in one.worker.commands if isinstance(each, Feed)]
+    assert [(each.sequence, each.source) for each in feeds[1:3]] == [(generations[0].sequence, None)] * 2, "anew, first"
+    assert [tokens(each) for each in generations] == [alone(bench, each) for each in wanted]
 
 
 def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> None:
