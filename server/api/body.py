@@ -14,7 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from server.api.syntax import reason_of
+from server.api.syntax import STRUCTURE, reason_of
 from server.errors import BodyTooLarge, MalformedJSON, UnsupportedMediaType
 
 # serde_json stops at this depth; it also keeps every later walk over the tree within Python's own stack.
@@ -22,7 +22,6 @@ MAX_DEPTH = 128
 _U64_DIGITS = 20
 _U64_MAX = 2**64 - 1
 
-_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
@@ -115,7 +114,7 @@ def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") < MAX_DEPTH:
         return
     depth = 0
-    for match in _STRUCTURE.finditer(text):
+    for match in STRUCTURE.finditer(text):
         token = match.group()
         if token in "[{":
             depth += 1

@@ -9,7 +9,9 @@ import json
 import re
 
 _BLANK = " \t\r\n"
-_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+# A string, whole or cut off by the end, or a bracket outside of one. Cut-off strings must match too: each of their
+# escaped quotes would else be tried as the beginning of another, which takes quadratic time.
+STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 _WORDS = {
     "Expecting value": "expected value",
     "Unexpected UTF-8 BOM (decode using utf-8-sig)": "expected value",
@@ -58,7 +60,7 @@ def _wrong(said: str, text: str, pos: int) -> str:
 def _container(text: str) -> str:
     """The bracket that opened what the text ends in."""
     opened = [""]
-    for match in _STRUCTURE.finditer(text):
+    for match in STRUCTURE.finditer(text):
         token = match.group()
         if token in "[{":
             opened.append(token)

@@ -120,6 +120,9 @@ def test_a_body_cut_short_is_nobodys_request() -> None:
         (b"[" * 128 + b"]" * 128, "recursion limit exceeded"),
         (b'{"a":' * 200_000, "recursion limit exceeded"),
         (b"[" * 1_000_000, "recursion limit exceeded"),
+        # In quadratic time these would take hours.
+        (b'"' + b'\\"' * 800_000 + b"[" * 128, "EOF while parsing a string"),
+        (b'["' + b'\\"' * 800_000 + b"{" * 128 + b"\\", "EOF while parsing a string"),
     ],
 )
 def test_what_is_not_json_is_refused(body: bytes, reason: str) -> None:
