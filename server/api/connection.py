@@ -18,7 +18,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 STATUS_LINE = b"HTTP/1.1 "
 FIRST_LOOK_S = 0.02
@@ -31,6 +31,7 @@ class Connection(HttpToolsProtocol):
     """To be given to uvicorn.Config as `http`."""
 
     _half_closed = False
+    _answered: RequestResponseCycle | None = None  # its answer is under way; `cycle` is the request read last
 
     def on_message_begin(self) -> None:
         """A request begins: its scope learns to drop the connection, and may say what a silent stream sends."""
@@ -39,14 +40,18 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is read; nothing of its answer was written yet."""
+        before = self.cycle
         super().on_headers_complete()
+        if before is None or before.response_complete:
+            self._answered = self.cycle
         self.scope["extensions"]["connection"]["send"] = self.cycle.send
         if self.parser.get_http_version() == "1.0":
             self.cycle.transport = _Unchunked(self.transport)  # type: ignore[assignment]
+            self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1: HTTP/1.0 knows no such expectation
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. True keeps the connection open for the answer that is under way."""
-        cycle = self.cycle
+        cycle = self._answered
         if _TCP_INFO is None or cycle is None or cycle.response_complete or cycle.more_body:
             return None
         self._half_closed = True
@@ -61,9 +66,18 @@ class Connection(HttpToolsProtocol):
         asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._look)
         return True
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: the answer under way ends, also where requests were read behind it."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        super().connection_lost(exc)
+
     def on_response_complete(self) -> None:
         """An answer is sent; behind the last one to a client that sends no more, the connection is closed."""
+        following = self.pipeline[-1][0] if self.pipeline else self._answered
         super().on_response_complete()
+        self._answered = following
         if self._half_closed and self.cycle.response_complete and not self.pipeline:
             self.transport.close()
 

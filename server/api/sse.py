@@ -81,8 +81,14 @@ class EventStream(EventSourceResponse):
         """Send all events; comments go in between from a timer while there is none."""
         self._last = asyncio.get_running_loop().time()
         self._arm(send, self._keepalive_s)
+        in_time = super()._send_with_timeout
+
+        async def bounded(message: Message) -> None:
+            """The head and the end may meet a reader that has stalled as well."""
+            await (in_time(send, message) if self._congested() else send(message))
+
         try:
-            await super()._stream_response(send)
+            await super()._stream_response(bounded)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -94,7 +100,7 @@ class EventStream(EventSourceResponse):
         the head and looks at nothing else: none is set up where the send cannot wait, and a chunk goes by none."""
         self._sending = True
         if self._congested():
-            await super()._send_with_timeout(send, message)
+            await super()._send_with_timeout(self._send_body or send, message)
         else:
             await (self._send_body or send)(message)
         self._sending = False
