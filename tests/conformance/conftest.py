@@ -93,6 +93,10 @@ class Wire:
     def get(self, path: str, **headers: str) -> Answer:
         return self.send("GET", path, **headers)
 
+    def answer(self, raw: bytes) -> Answer:
+        """What a connection brought until its end."""
+        return _parse(raw, head=False)
+
     def request(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> bytes:
         content = body.encode() if isinstance(body, str) else body
         lines = {"host": f"{self.address[0]}:{self.address[1]}", "connection": "close"}
