@@ -4,6 +4,7 @@ Started by path, by an interpreter that may belong to another environment: only 
 importable, so nothing else of the server's environment can shadow what that interpreter has installed.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -29,8 +30,9 @@ if __name__ == "__main__":
     from models.worker import main
 
     code = main(int(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it
+            stream.flush()
     # The device is empty until this process has gone. The kernel takes everything back at once; the interpreter would
     # first tidy up what torch and the runtime hold, for a second.
     os._exit(code)
