@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import msgspec
 from models.neuron.artifacts import MANIFEST, store_of
 from models.protocol import Compile, Compiled, NeuronOptions, Progress, Report
 from server.commands import refuse
+from server.commands.model import chosen_model
 from server.commands.terminal import ProgressLine, duration, size
-from server.configuration import load_settings
 from server.errors import ConfigurationError
 from server.settings import ModelSettings
 from server.worker_process import WorkerLost, WorkerProcess
@@ -76,22 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     how = f"{compiled.compiled} of {compiled.graphs} graphs compiled in {duration(compiled.seconds)}"
     print(f"{compiled.directory}: {how if compiled.compiled else 'was there, and is whole'}, {size(compiled.size)}")
     return 0
-
-
-def chosen_model(config: Path | None, name: str, environment: Mapping[str, str]) -> tuple[ModelSettings, str]:
-    """(model, interpreter of its worker) of an id, of a configured model's directory, or of any other directory."""
-    settings = load_settings(config, environment, {})
-    ids = [model.id for model in settings.models if name == model.id or _same_directory(name, model.path)]
-    if not ids and not Path(name).expanduser().is_dir():
-        known = ", ".join(model.id for model in settings.models)
-        raise ConfigurationError(f"MODEL = {name!r}: neither a configured model ({known}) nor a directory")
-    settings = load_settings(config, environment, {"MODEL_ID": ids[0] if ids else name})
-    model = settings.models[0]
-    return model, model.python or settings.worker.python
-
-
-def _same_directory(name: str, path: str) -> bool:
-    return Path(name).expanduser().absolute().resolve() == Path(path).resolve()
 
 
 def _neuron_options(model: ModelSettings) -> NeuronOptions:

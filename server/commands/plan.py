@@ -6,6 +6,7 @@ Prints what models/planner/ computes, as text or JSON. Exit code 0 when every mo
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from models.planner.table import Figure, Row, Table, cpu_table, neuron_table
 from models.planner.workload import Workload
 from models.protocol import CpuOptions, NeuronOptions
 from models.spec import ModelSpec, SpecError, read_spec
-from server.commands import settings_of
+from server.commands import flags_of, settings_of
+from server.commands.model import chosen_model
 from server.errors import ConfigurationError
 from server.settings import ModelSettings
 from server.swap.windows import cut
@@ -63,7 +65,9 @@ class Basis:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """--model, --json, and what the plan assumes."""
     load = Workload()
-    parser.add_argument("--model", metavar="ID", help="plan this configured model alone")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="plan this model alone: a configured id, or a checkpoint directory"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with the mark of each figure")
     parser.add_argument(
         "--instance",
@@ -75,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=DISK_BYTES_PER_S / 1e6,
         metavar="MB/S",
-        help="how fast the checkpoint's disk reads (default: %(default)g, a gp3 volume as it is created)",
+        help="rate of the checkpoint's disk, which doctor measures (default: %(default)g, a gp3 volume as it is made)",
     )
     for name, default, text in (
         ("--prompt-tokens", load.prompt_tokens, "prompt of each request"),
@@ -88,7 +92,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; 0 when all of it fits, else 1."""
     settings = settings_of(arguments)
-    chosen = _chosen(settings.models, arguments.model)
+    chosen = settings.models
+    if arguments.model:
+        chosen = (chosen_model(arguments.config, arguments.model, {**os.environ, **flags_of(arguments)})[0],)
     basis = Basis(
         instance=_instance(chosen, arguments.instance),
         workload=Workload(arguments.prompt_tokens, arguments.new_tokens, arguments.users),
@@ -100,14 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
-
-
-def _chosen(models: Sequence[ModelSettings], wanted: str | None) -> tuple[ModelSettings, ...]:
-    chosen = tuple(model for model in models if wanted in (None, model.id))
-    if not chosen:
-        known = ", ".join(model.id for model in models)
-        raise ConfigurationError(f"flag --model = {wanted!r}: allowed is a configured model: {known}")
-    return chosen
 
 
 def _instance(models: Sequence[ModelSettings], name: str | None) -> Instance:
