@@ -16,6 +16,7 @@
     ├── Overloaded                    429  overloaded
     ├── GenerationError               424  generation
     ├── IncompleteGeneration          500  incomplete_generation (incomplete_generation_stream inside a stream)
+    │   └── CutByStop                 503  the same words
     ├── Unavailable                   503  unavailable
     └── ConfigurationError            the process refuses to start (exit code 78)
 
@@ -171,7 +172,7 @@ class GenerationError(ServeError):
 
 
 class IncompleteGeneration(ServeError):
-    """The sequence was cut off without a last token (the server stopped)."""
+    """The sequence was cut off without a last token: a bug, or one of its kinds below."""
 
     def __init__(self) -> None:
         super().__init__("Incomplete generation")
@@ -183,6 +184,15 @@ class IncompleteGeneration(ServeError):
     @property
     def stream_text(self) -> str:
         return "Incomplete generation stream"
+
+
+class CutByStop(IncompleteGeneration):
+    """The server stopped before the last token. 503: whoever asks again, elsewhere or later, is served.
+
+    Without Retry-After: nobody knows whether this server comes back.
+    """
+
+    status = 503
 
 
 class Unavailable(ServeError):

@@ -17,7 +17,7 @@ from models.protocol import Remedy
 from server.admission import Admission
 from server.core import Request, Timings
 from server.engine.generation import Generation
-from server.errors import IncompleteGeneration, Unavailable
+from server.errors import CutByStop, Unavailable
 from server.observe.metrics import Metrics
 from server.settings import Settings
 from server.swap.changes import Changes
@@ -290,7 +290,7 @@ class Registry:
 
     def _end_everything(self) -> None:
         for model in self.models:
-            model.engine.fail_all(IncompleteGeneration)
+            model.engine.fail_all(CutByStop)
         self._changes.end()
 
     # --- changes

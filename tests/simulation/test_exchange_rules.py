@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import GenerationError, IncompleteGeneration, Unavailable
+from server.errors import CutByStop, GenerationError, Unavailable
 from server.settings import WorkerSettings
 
 World = Any
@@ -539,7 +539,7 @@ def test_close_at_any_moment_ends_every_worker_and_every_request(simulate: Simul
         await world.registry.close()
         await world.answered()
         assert world.workers == []
-        assert isinstance(waiting.error, IncompleteGeneration) or right(world, waiting)
+        assert isinstance(waiting.error, CutByStop) or right(world, waiting)
         assert [entry async for entry in world.registry.events()] != []  # and that stream ends
 
     simulate(scenario, turn_after=1, min_resident=1, drain=6)
