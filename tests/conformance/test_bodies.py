@@ -103,6 +103,10 @@ PARAMETERS = [
     ("regex-not-a-string", '"grammar":{"type":"regex","value":{}}',
      "grammar.value: invalid type: map, expected a string"),
     ("repeated", '"top_k":1,"top_k":1', " duplicate field `top_k`"),
+    ("grammar-type-twice", '"grammar":{"type":"regex","type":"regex","value":"a"}', "grammar: duplicate field `type`"),
+    ("grammar-value-twice", '"grammar":{"type":"regex","value":"a","value":"a"}', "grammar: duplicate field `value`"),
+    ("schema-twice", '"grammar":{"type":"json_schema","value":{"schema":{},"schema":{}}}',
+     "grammar.value: duplicate field `schema`"),
 ]  # fmt: skip
 
 CHAT = [
@@ -116,6 +120,46 @@ CHAT = [
      "messages[1]: data did not match any variant of untagged enum MessageBody"),
     ("unknown-part", '{"messages":[{"role":"user","content":[{"type":"audio"}]}]}',
      "messages[0]: data did not match any variant of untagged enum MessageBody"),
+    *[
+        (f"{name}-twice", f'{{"messages":[{{"role":"user","content":"x","{name}":"a","{name}":"b"}}]}}',
+         f"messages[0]: duplicate field `{name}`")
+        for name in ("name", "tool_call_id")
+    ],
+    ("role-twice", '{"messages":[{"role":"user","role":"system","content":"x"}]}',
+     "messages[0]: duplicate field `role`"),
+    *[
+        (f"{where}-twice", f'{{"messages":[{{"role":"user","content":"x"}},{{"role":"user",{body}}}]}}',
+         "messages[1]: data did not match any variant of untagged enum MessageBody")
+        for where, body in [
+            ("content", '"content":"x","content":"y"'),
+            ("tool_calls", '"tool_calls":[],"tool_calls":[]'),
+            ("part-type", '"content":[{"type":"text","type":"text","text":"x"}]'),
+            ("part-text", '"content":[{"type":"text","text":"x"},{"type":"text","text":"y","text":"z"}]'),
+            ("image-url", '"content":[{"type":"image_url","image_url":{"url":"x","url":"y"}}]'),
+            ("call-id", '"tool_calls":[{"id":"1","id":"2","function":{"name":"f","arguments":{}}}]'),
+            ("call-name", '"tool_calls":[{"id":"1","function":{"name":"f","name":"g","arguments":{}}}]'),
+        ]
+    ],
+    *[
+        (f"response_format-{where}-twice", f'{{"messages":[],"response_format":{{{members}}}}}',
+         f"response_format{inside}: duplicate field `{where}`")
+        for where, members, inside in [
+            ("type", '"type":"text","type":"json_object"', ""),
+            ("value", '"type":"json","value":{},"value":{}', ""),
+            ("json_schema", '"type":"json_schema","json_schema":{"schema":{}},"json_schema":{"schema":{}}', ""),
+            ("schema", '"type":"json_schema","json_schema":{"schema":{},"schema":{}}', ".json_schema"),
+            ("name", '"type":"json_schema","value":{"name":"a","name":"a","schema":{}}', ".value"),
+        ]
+    ],
+    *[
+        (f"tool_choice-{where}-twice", f'{{"messages":[],"tool_choice":{{{members}}}}}',
+         "tool_choice: data did not match any variant of untagged enum ToolType")
+        for where, members in [
+            ("type", '"type":"function","type":"function","function":{"name":"f"}'),
+            ("function", '"function":{"name":"f"},"function":{"name":"f"}'),
+            ("name", '"function":{"name":"f","name":"f"}'),
+        ]
+    ],
     ("both-max-tokens", '{"messages":[],"max_tokens":1,"max_completion_tokens":1}', "duplicate field `max_tokens`"),
     ("max_tokens-negative", '{"messages":[],"max_tokens":-1}', "max_tokens: invalid value: integer `-1`, expected u32"),
     ("stream-null", '{"messages":[],"stream":null}', "stream: invalid type: null, expected a boolean"),

@@ -102,6 +102,41 @@ def test_tool_choices_that_are_none(choice: Any) -> None:
         chat(tool_choice=choice)
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"messages":[{"role":"user","content":"x","extra":1,"extra":2}]',
+        '"messages":[{"role":"user","content":[{"type":"text","text":"x","extra":1,"extra":2}]}]',
+        '"messages":[],"response_format":{"type":"text","extra":1,"extra":2}',
+        '"messages":[],"response_format":{"type":"regex","value":"a","extra":1,"extra":2}',
+        '"messages":[],"tool_choice":{"name":"f","extra":1,"extra":2}',
+    ],
+)
+def test_members_that_no_type_knows_may_be_repeated(members: str) -> None:
+    decode(f"{{{members}}}".encode(), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        '{"type":"json","value":{"type":"object","type":"string"}}',
+        '{"type":"json_schema","value":{"schema":{"type":"object","type":"string"}}}',
+        '{"type":"json_schema","json_schema":{"schema":{"type":"object","type":"string"}}}',
+    ],
+)
+def test_of_what_a_users_schema_repeats_the_last_counts(response_format: str) -> None:
+    grammar = decode(f'{{"messages":[],"response_format":{response_format}}}'.encode(), ChatRequest).response_format
+    assert grammar is not None
+    assert grammar.value in ({"type": "string"}, {"schema": {"type": "string"}})
+
+
+def test_of_what_the_arguments_of_a_call_repeat_the_last_counts() -> None:
+    call = '{"id":"1","function":{"name":"f","arguments":{"name":"a","name":"b"}}}'
+    body = f'{{"messages":[{{"role":"assistant","tool_calls":[{call}]}}]}}'
+    (message,) = decode(body.encode(), ChatRequest).messages
+    assert [each.function.arguments for each in message.tool_calls or ()] == [{"name": "b"}]
+
+
 def test_a_tools_schema_is_called_parameters_or_arguments() -> None:
     for name in ("parameters", "arguments"):
         (tool,) = chat(tools=[{"type": "function", "function": {"name": "f", name: {"type": "object"}}}]).tools or ()
