@@ -64,7 +64,7 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
         service.threads.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(
-        routes=_routes(lambda: app.state.service.settings.server.api_key),
+        routes=routes(lambda: app.state.service.settings.server.api_key),
         middleware=[Middleware(Cors, origins=server.cors_allow_origin, closed=models.is_admin_path)],
         exception_handlers={
             ServeError: respond.on_serve_error,
@@ -79,8 +79,8 @@ def create_app(settings: Settings, registry: Registry, metrics: Metrics) -> Star
     return app
 
 
-def _routes(api_key: Callable[[], str]) -> list[BaseRoute]:
-    """The root's routes. The serving ones exist once more under every model."""
+def routes(api_key: Callable[[], str]) -> list[BaseRoute]:
+    """Every route, guarded by the key that `api_key` tells. The serving ones exist once more under every model."""
     logged = [Middleware(LogRequests)]
     keyed = [*logged, Middleware(RequireKey, key=api_key)]
     compat = LogRequests(RequireKey(request_response(tgi.compat_generate), api_key))

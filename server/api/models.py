@@ -38,7 +38,7 @@ class ModelRoutes:
     """
 
     def __init__(self, routes: Router) -> None:
-        self._routes = routes
+        self.routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         registry = scope["app"].state.service.registry
@@ -50,7 +50,7 @@ class ModelRoutes:
             raise UnknownModel(path, tuple(model.id for model in registry.models))
         model, rest = found
         inside = "" if path.endswith("/") else "/" + rest  # "" matches no route: a trailing slash is 404 here too
-        await self._routes({**scope, "model": model, "path": inside, "root_path": ""}, receive, send)
+        await self.routes({**scope, "model": model, "path": inside, "root_path": ""}, receive, send)
 
 
 def is_admin_path(path: str) -> bool:
