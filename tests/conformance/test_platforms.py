@@ -79,6 +79,23 @@ def test_14_vertex_answers_every_instance_in_order(wire: Any) -> None:
     assert [len(text) for text in alone] == [2, 9]
 
 
+@pytest.mark.parametrize(
+    "other", [{"do_sample": False}, {"top_k": 1}, {"temperature": 9.0}, {"best_of": 2}, {"return_full_text": True}]
+)
+def test_14_vertex_looks_at_no_other_parameter(wire: Any, other: dict[str, Any]) -> None:
+    alone, beside = instance("one", max_new_tokens=9, seed=1), instance("one", max_new_tokens=9, seed=1, **other)
+    first, second = wire.post("/vertex", {"instances": [alone, beside]}).json["predictions"]
+    assert first == second
+
+
+def test_14_vertex_answers_a_chat_in_words(wire: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    plain = {"messages": MESSAGES, "max_tokens": 9, "seed": 1}
+    calling = {**plain, "tools": [tool], "tool_choice": "required", "model": "org/model-2"}
+    first, second = wire.post("/vertex", {"instances": [plain, calling]}).json["predictions"]
+    assert first == second
+
+
 def test_14_vertex_samples(wire: Any) -> None:
     body = {"instances": [instance("x", max_new_tokens=30)] * 3}
     assert len(set(wire.post("/vertex", body).json["predictions"])) == 3
