@@ -168,5 +168,5 @@ def test_a_first_load_that_fails_is_an_exit_code(
 def test_a_model_that_is_not_there_exits_with_78(serve: Callable[..., Any], service_manager: Any) -> None:
     config = ONE_MODEL.format(directory="missing", faults=[])
     server = serve(config, env=service_manager.environment())
-    assert "tokenizer.json: cannot be read" in service_manager.wait_for("STOPPING")["STATUS"]
+    assert "there is no such directory: neuronx-serve models pull" in service_manager.wait_for("STOPPING")["STATUS"]
     assert server.process.wait(30) == os.EX_CONFIG
