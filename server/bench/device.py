@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,12 @@ def simulated_settings(options: dict[str, SimulatedOptions], directory: Path) ->
 
 
 class StepMetrics(Metrics):
-    """Metrics that also keep every step. `waiting` tells how many sequences have no slot."""
+    """Metrics that also keep every step, and set `stepped` at each. `waiting` tells how many sequences have no slot."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
+        self.stepped = asyncio.Event()
         self.waiting: Callable[[], int] = lambda: 0
 
     def observe_step(
@@ -62,3 +64,4 @@ class StepMetrics(Metrics):
     ) -> None:
         super().observe_step(method, seconds, requests, drawn=drawn, sampling_s=sampling_s, idle_s=idle_s)
         self.steps.append(Step(method, drawn, seconds, sampling_s, idle_s, self.waiting()))
+        self.stepped.set()

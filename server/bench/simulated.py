@@ -21,7 +21,7 @@ import msgspec
 from models.protocol import SamplingParams, SimulatedOptions
 from server.app import create_app
 from server.bench.device import PROMPT_TOKENS, StepMetrics, simulated_settings, write_text_files
-from server.bench.streams import Load, Stream
+from server.bench.streams import Answer, Load, Stream
 from server.bench.timeline import (
     EngineFigures,
     full_decodes,
@@ -72,15 +72,15 @@ def measure(case: Case) -> EngineFigures:
 
 async def _measure(case: Case, directory: Path) -> EngineFigures:
     drive = _over_http if case.over_http else _in_process
-    live = _Run(case, directory, slots=case.streams)
+    live = Run(case, directory, slots=case.streams)
     async with live.served():
         cpu_s = await drive(live, [case.tokens] * case.streams)
     half = max(1, case.streams // 2)
-    queued = _Run(case, directory, slots=half)
+    queued = Run(case, directory, slots=half)
     async with queued.served():
         # From a half of the tokens up, so that the slots come free one by one.
         await drive(queued, [case.tokens // 2 + i * 37 % (case.tokens // 2 + 1) for i in range(2 * half)])
-    single = _Run(case, directory, slots=case.streams)
+    single = Run(case, directory, slots=case.streams)
     async with single.served():
         ttft_s = [await single.first_token_s(number) for number in range(SINGLES)]
     pairs = full_decodes(live.metrics.steps, case.streams)
@@ -103,7 +103,7 @@ async def _measure(case: Case, directory: Path) -> EngineFigures:
     )
 
 
-class _Run:
+class Run:
     """One server with a worker process of its own, and the steps it ran."""
 
     def __init__(self, case: Case, directory: Path, *, slots: int) -> None:
@@ -155,22 +155,31 @@ class _Run:
         return timings.first_token - timings.arrived - prefill.device_s
 
 
-async def _in_process(run: _Run, lengths: Sequence[int]) -> float:
+async def _in_process(run: Run, lengths: Sequence[int]) -> float:
     """Seconds of CPU of this process."""
     began = time.process_time()
     await asyncio.gather(*(run.answer(number, length) for number, length in enumerate(lengths)))
     return time.process_time() - began
 
 
-async def _over_http(run: _Run, lengths: Sequence[int]) -> float:
+async def _over_http(run: Run, lengths: Sequence[int]) -> float:
     """Seconds of CPU of this process, in which the app listens on a real socket."""
+    async with listening(run) as url:
+        began = time.process_time()
+        await read_from_outside(load(run.case, url, lengths))
+        return time.process_time() - began
+
+
+@asynccontextmanager
+async def listening(run: Run) -> AsyncIterator[str]:
+    """The URL at which the app of this process listens in the block."""
     app = create_app(run.settings, run.registry, run.metrics)
     app.router.lifespan_context = _already_started
-    with listening_socket("127.0.0.1", 0) as listening:
+    with listening_socket("127.0.0.1", 0) as listens:
         server = Server(app)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        serving = asyncio.create_task(server.serve(sockets=[listens]))
         try:
-            return await _read_from_outside(run.case, listening.getsockname()[1], lengths)
+            yield f"http://127.0.0.1:{listens.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving
@@ -181,21 +190,22 @@ async def _already_started(app: object) -> AsyncIterator[None]:
     yield
 
 
-async def _read_from_outside(case: Case, port: int, lengths: Sequence[int]) -> float:
+def load(case: Case, url: str, lengths: Sequence[int], first: int = 0) -> Load:
+    """A stream for each of these lengths; no two of other numbers, from `first`, have one prompt."""
     sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50} if case.sampling.do_sample else {}
-    load = Load(
-        url=f"http://127.0.0.1:{port}",
-        route="tgi",
-        streams=[Stream(f"{number:>{PROMPT_TOKENS}}", length, sampling) for number, length in enumerate(lengths)],
-    )
+    streams = [Stream(f"{number:>{PROMPT_TOKENS}}", length, sampling) for number, length in enumerate(lengths, first)]
+    return Load(url=url, route="tgi", streams=streams)
+
+
+async def read_from_outside(load: Load) -> list[Answer]:
+    """What clients in a process of their own see. RuntimeError when a stream ended early; they say why on stderr."""
     readers = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "server.bench.streams"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    began = time.process_time()
     said, _ = await readers.communicate(msgspec.json.encode(load))
-    took = time.process_time() - began
-    if msgspec.json.decode(said, type=list[int]) != list(lengths):
+    seen = msgspec.json.decode(said, type=list[Answer])
+    if [each.tokens for each in seen] != [stream.tokens for stream in load.streams]:
         raise RuntimeError("a stream ended early: see above")
-    return took
+    return seen

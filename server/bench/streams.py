@@ -1,7 +1,7 @@
 """Clients of a running server, TGI's route or OpenAI's: what each stream sees, and when.
 
-As a program it takes a Load on stdin, asks for all of it at once, and prints the tokens of each answer: clients in a
-process of their own take no time from the server's.
+As a program it takes a Load on stdin, asks for all of it at once, and prints what each stream saw: clients in a process
+of their own take no time from the server's.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def main() -> int:
     for each in seen:
         if each.error:
             print(each.error, file=sys.stderr)
-    sys.stdout.buffer.write(msgspec.json.encode([each.tokens for each in seen]))
+    sys.stdout.buffer.write(msgspec.json.encode(seen))
     return 0
 
 

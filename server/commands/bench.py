@@ -10,15 +10,17 @@ from pathlib import Path
 
 import msgspec
 
-from server.bench import exchange, remote, report, simulated, table
+from server.bench import exchange, remote, report, simulated, storm, table
 from server.bench.timeline import EngineFigures
 from server.commands import refuse
 from server.commands.terminal import ProgressLine
+from server.errors import ConfigurationError
 
 DESCRIPTION = (
     "Measure. --simulated: the engine against a device with set step times, as ratios to that device; --http puts the "
-    "HTTP server and clients around it. --swap: an exchange of two simulated models under running streams. --url: a "
-    "running server, through TGI's route or OpenAI's. The columns are defined in server/bench/."
+    "HTTP server and clients around it, --storm also clients who leave. --swap: an exchange of two simulated models "
+    "under running streams. --url: a running server, through TGI's route or OpenAI's. The columns are defined in "
+    "server/bench/."
 )
 
 
@@ -31,6 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of JSON objects")
     engine = parser.add_argument_group("with --simulated")
     engine.add_argument("--http", action="store_true", help="over HTTP; adds api_cpu_us_per_token")
+    engine.add_argument(
+        "--storm", type=_count, metavar="N", help="with --http: the streams alone, and beside N clients who hang up"
+    )
     engine.add_argument(
         "--streams", type=_counts, default=[1, 10, 32, 64], help="default 1,10,32,64 (--swap: the first)"
     )
@@ -49,12 +54,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing."""
+    if arguments.storm and not (arguments.simulated and arguments.http):
+        return refuse(ConfigurationError("--storm is measured over HTTP: add --simulated --http"), 2)
     progress = ProgressLine(sys.stderr)
     try:
         if arguments.url:
             rows = _shown(remote.ClientFigures, _remote(arguments, progress), progress)
         elif arguments.swap:
             rows = _shown(exchange.ExchangeFigures, _exchanges(arguments, progress), progress)
+        elif arguments.storm:
+            rows = _shown(storm.StormFigures, _storms(arguments, progress), progress)
         else:
             rows = _shown(EngineFigures, _simulated(arguments, progress), progress)
     except RuntimeError as error:
@@ -81,18 +90,24 @@ def _shown(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct], progress:
 
 
 def _simulated(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[EngineFigures]:
+    return (simulated.measure(case) for case in _cases(arguments, progress))
+
+
+def _storms(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[storm.StormFigures]:
+    return (storm.measure(case, arguments.storm) for case in _cases(arguments, progress))
+
+
+def _cases(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[simulated.Case]:
     chosen = simulated.cases(arguments.streams, arguments.step_ms, arguments.vocab)
     for number, (streams, step_ms, vocab) in enumerate(chosen):
         progress.update(f"{streams} streams, {step_ms:g} ms, vocabulary {vocab}: case", number + 1, len(chosen))
-        yield simulated.measure(
-            simulated.Case(
-                streams=streams,
-                step_ms=step_ms,
-                vocab=vocab,
-                tokens=arguments.tokens,
-                sampling=simulated.GREEDY if arguments.greedy else simulated.SAMPLING,
-                over_http=arguments.http,
-            )
+        yield simulated.Case(
+            streams=streams,
+            step_ms=step_ms,
+            vocab=vocab,
+            tokens=arguments.tokens,
+            sampling=simulated.GREEDY if arguments.greedy else simulated.SAMPLING,
+            over_http=arguments.http,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from server.bench.storm import seen_by
+from server.bench.streams import Answer
 from server.cli import main
 
 ENGINE = [
@@ -37,6 +39,21 @@ def test_over_http_it_tells_the_cpu_of_a_token(tmp_path: Path) -> None:
     assert main(["bench", "--simulated", "--http", "--streams", "4", *SMALL, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())
     assert row["api_cpu_us_per_token"] > 0
+
+
+def test_a_storm_of_clients_who_leave_beside_streams_that_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--storm", "12", "--streams", "3", *SMALL, "--json", str(file)]
+    assert main(["bench", "--simulated", "--http", *flags]) == 0
+    (row,) = json.loads(file.read_text())
+    assert (row["streams"], row["leavers"], row["left"]) == (3, 12, 12)
+    assert row["leavers_tokens"] > 0
+    assert 0 <= row["feed_share"] < 1
+    for what in ("inter_token_ms_p50", "inter_token_ms_p99", "tokens_per_s"):
+        assert row[f"{what}_alone"] > 0
+        assert row[f"{what}_storm"] > 0
+    assert row["inter_token_p99_ratio"] == row["inter_token_ms_p99_storm"] / row["inter_token_ms_p99_alone"]
+    assert row["throughput_ratio"] == row["tokens_per_s_storm"] / row["tokens_per_s_alone"]
 
 
 def test_an_exchange_loses_nothing(tmp_path: Path) -> None:
@@ -95,3 +112,15 @@ def test_wrong_usage(flags: list[str], said: str, capsys: Any) -> None:
         main(["bench", *flags])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_streams_count_from_the_moment_when_all_have_begun() -> None:
+    late = Answer(0.0, token_at=[2.0, 2.5, 3.0, 4.0], ended_at=4.0)
+    early = Answer(0.0, token_at=[0.5, 1.9, 2.1, 2.6, 3.1], ended_at=3.5)
+    assert seen_by([early, late]).inter_token_ms_p50 == pytest.approx(500)  # of 500 and 500, and 500, 500 and 1000
+    assert seen_by([early, late]).tokens_per_s == 7 / 2.0
+
+
+def test_a_storm_needs_http(capsys: Any) -> None:
+    assert main(["bench", "--simulated", "--storm", "5"]) == 2
+    assert "add --simulated --http" in capsys.readouterr().err
