@@ -62,7 +62,7 @@ async def _leaves(storm: Storm, number: int) -> bool:
     await asyncio.sleep(chance.uniform(0, storm.seconds))
     try:
         async with _asked(storm, number) as reader:
-            for _ in range(chance.randrange(MOST_TOKENS_READ)):
+            for _ in range(chance.randrange(min(MOST_TOKENS_READ, storm.tokens))):
                 await asyncio.wait_for(reader.readuntil(b"data:"), ANSWER_S)
     except (OSError, EOFError, asyncio.TimeoutError, asyncio.LimitOverrunError):
         return False

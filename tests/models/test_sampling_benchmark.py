@@ -26,7 +26,7 @@ def test_rows_are_of_the_kind_that_they_are_named_for() -> None:
 
 
 def test_it_prints_a_line_a_kind_and_a_figure_a_way_to_draw(capsys: Any) -> None:
-    main(["--rows", "2", "--vocab", "300", "--turns", "1"])
+    main(["--rows", "2", "--vocab", "5000", "--turns", "1"])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split("  ")[0].startswith("ms")
     assert [line.split()[0] for line in lines] == ["likely", "flat", "zipf"]
