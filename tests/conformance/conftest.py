@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ class Wire:
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.send("GET", path, **headers)
+
+    def settle(self, running: int, waiting: int, seconds: float = 60) -> None:
+        """Wait until so many sequences of org/model are in a slot, and so many without one."""
+        deadline = time.monotonic() + seconds
+        while (entry := self.get("/models/org/model").json)["running"] != running or entry["waiting"] != waiting:
+            assert time.monotonic() < deadline, entry
+            time.sleep(0.02)
 
     def answer(self, raw: bytes) -> Answer:
         """What a connection brought until its end."""

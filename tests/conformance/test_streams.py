@@ -107,12 +107,15 @@ def test_7_comments_fill_the_silence_before_the_first_token(slow: Any) -> None:
         )
         for tokens in (190, 3)
     )
+    slow.settle(running=0, waiting=0)
     with slow.connection(long) as first:
-        first.recv(100)
+        slow.settle(running=1, waiting=0)
         with slow.connection(short) as second:
             raw = b""
             while raw.count(b":\n\n") < 2:
-                raw += second.recv(4096)
+                received = second.recv(4096)
+                assert received, raw
+                raw += received
             first.close()
             while received := second.recv(4096):
                 raw += received
