@@ -63,6 +63,14 @@ def until(server: Any, model: str, state: str) -> None:
         assert time.monotonic() < deadline, f"{model} is {seen}, not {state}"
 
 
+def until_both(server: Any) -> list[int]:
+    """The old worker and the new one, whose process may begin a moment after its model's state says so."""
+    deadline = time.monotonic() + 30
+    while len(found := workers(server)) < 2:
+        assert time.monotonic() < deadline, found
+    return found
+
+
 def tokens(answer: httpx.Response) -> list[int]:
     assert answer.status_code == 200, answer.text
     return [token["id"] for token in answer.json()["details"]["tokens"]]
@@ -88,7 +96,8 @@ def test_a_kill_at_any_point_of_an_exchange_leaves_every_request_answered(
         ]
         second = pool.submit(two.post, "/models/org/second/generate", SHORT)
         until(two, model, state)
-        os.kill(workers(two)[0 if victim == "old" else -1], signal.SIGKILL)
+        there = workers(two) if state == "loading" else until_both(two)
+        os.kill(there[0 if victim == "old" else -1], signal.SIGKILL)
         assert [tokens(each.result()) for each in first] == [undisturbed, undisturbed]
         answer = second.result()
     if victim == "old":
