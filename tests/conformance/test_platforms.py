@@ -102,7 +102,7 @@ def test_14_vertex_samples(wire: Any) -> None:
 
 
 def test_14_vertex_takes_chats(wire: Any) -> None:
-    body = {"instances": [{"messages": MESSAGES, "max_tokens": 2, "stream": True}]}
+    body = {"instances": [{"messages": MESSAGES, "max_tokens": 2, "seed": 1, "stream": True}]}
     assert len(wire.post("/vertex", body).json["predictions"][0]) == 2
 
 
