@@ -100,7 +100,7 @@ def _run_steps(link: Link, steps: Steps) -> None:
         began = time.perf_counter()
         stepped = msgspec.structs.replace(steps.run(command), idle_s=began - ended)
         ended = time.perf_counter()
-        link.send(stepped)
+        link.post(stepped)
 
 
 def _fault(error: Exception) -> Fault:
