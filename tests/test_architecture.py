@@ -23,7 +23,10 @@ MODELS_THE_SERVER_KNOWS = (
     "models.host",  # free memory: the standard library alone
     "models.neuron.status",  # what the runtime's log means: the standard library alone
 )
-PURE = ("server/engine/scheduler.py", "server/deadlines.py", "server/swap/policy.py", "models/planner")
+PURE = (
+    *("server/engine/scheduler.py", "server/deadlines.py", "server/swap/policy.py", "server/swap/turns.py"),
+    "models/planner",
+)
 IMPURE_IMPORTS = ("asyncio", "time", "datetime", "socket", "random", "secrets", "os", "threading", "logging", "pathlib")
 
 # From the bottom up: a module imports its own layer and those below it (docs/architecture.md).

@@ -21,18 +21,15 @@ from server.errors import CutByStop, Unavailable
 from server.observe.metrics import Metrics
 from server.settings import Settings
 from server.swap.changes import Changes
-from server.swap.device import INTERNAL_ERROR, Device, Settled, end_task
+from server.swap.device import INTERNAL_ERROR, Device, end_task
 from server.swap.model import Model, ModelEntry, State
-from server.swap.policy import Candidate, Resident, Turn, next_turn
-from server.swap.residents import check_fit, rivals
+from server.swap.policy import Turn
+from server.swap.residents import check_fit
 from server.swap.roster import Roster
+from server.swap.turns import choose_turn, may_retry, retry_after_s
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
-RETRY_FAILED_S = 60.0
-# What time cannot cure: after these a model is tried again by activate alone. A matter of the configuration is tried
-# again, since somebody may have put the checkpoint or the artifact in place meanwhile.
-MACHINE_REMEDIES: tuple[Remedy, ...] = ("reboot", "replace")
 STOP_POLL_S = 0.05
 
 
@@ -136,9 +133,8 @@ class Registry:
         """Unavailable when a request for `model` could not be served: stopping, or a load that failed a moment ago, or
         a reload that took the model away."""
         self._check_open(model)
-        if model.state == "failed" and not self._may_retry(model):
-            again = None if model.remedy in MACHINE_REMEDIES else int(RETRY_FAILED_S)
-            raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=again)
+        if not may_retry(model, time.monotonic()):
+            raise Unavailable(f"model {model.id!r} failed: {model.error}", retry_after_s=retry_after_s(model))
 
     async def submit(self, model: Model, request: Request, timings: Timings) -> Generation:
         """Queue a request; it waits for a slot, and for its model if that is not on the device."""
@@ -397,40 +393,19 @@ class Registry:
             self._active = there[-1] if there else self._home or self._active
 
     def _next_turn(self) -> Turn | None:
-        """The policy's choice; where it has none and there is room, the model that was there before."""
-        residents = [_snapshot(each) for each in self._device.residents]
-        candidates = [self._candidate(model) for model in self.models if not self._device.holds(model)]
-        now, swap = time.monotonic(), self._settings.swap
-        turn = next_turn(residents, candidates, now, swap)
-        home = self._home
-        if turn is None and home is not None and not self._device.holds(home) and self._may_retry(home):
-            back = next_turn(residents, [Candidate(home.id, asked=True, rivals=self._rivals(home))], now, swap)
-            turn = back if back is not None and not back.leaving else None
-        return turn
+        return choose_turn(
+            self.models,
+            self._device.residents,
+            asked=self._asked,
+            home=self._home,
+            now=time.monotonic(),
+            swap=self._settings.swap,
+        )
 
     def _named(self, name: str) -> Model:
         model = self._roster.find(name)
         assert model is not None, f"{name} is in use, or the policy would not have seen it"
         return model
-
-    def _candidate(self, model: Model) -> Candidate:
-        by_request = self._settings.swap.on_request or not self._device.residents
-        return Candidate(
-            model.id,
-            waiting_since=model.engine.waiting_since if by_request else None,
-            asked=model is self._asked,
-            may_load=self._may_retry(model),
-            rivals=self._rivals(model),
-        )
-
-    def _rivals(self, model: Model) -> frozenset[str]:
-        device = model.settings.device
-        return frozenset(each.id for each in self.models if rivals(device, each.settings.device))
-
-    def _may_retry(self, model: Model) -> bool:
-        if model.state != "failed":
-            return True
-        return model.remedy not in MACHINE_REMEDIES and time.monotonic() - model.failed_at >= RETRY_FAILED_S
 
     def _end_hopeless(self) -> None:
         """End the requests that nobody could serve within swap.give_up."""
@@ -459,16 +434,3 @@ class Registry:
 
 def _condition(model: Model) -> str:
     return f"{model.id} is {model.state}" + (f": {model.error}" if model.error else "")
-
-
-def _snapshot(settled: Settled) -> Resident:
-    model, engine = settled.model, settled.model.engine
-    return Resident(
-        model.id,
-        since=max(settled.since, engine.caught_up_at),
-        has_work=not engine.empty,
-        pinned=model.settings.pinned,
-        used=model.used,
-        load_s=settled.load_s,
-        replaying=engine.replaying,
-    )
