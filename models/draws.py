@@ -1,6 +1,7 @@
 """Which tokens of one row survive the filters, and which of them a uniform number picks.
 
 Pure functions over one row of processed logits. Knows no sequence, no penalty and no batch: models/sampler.py does.
+Rows that top-k makes short are drawn from by models/heads.py, all at once.
 
 One representation carries everything: a `Shortlist` holds the entries of a row that were looked at, and bounds for
 those that were not. A filter answers None where those bounds do not decide, and the caller comes back with a longer
@@ -41,6 +42,23 @@ _FEW = 8
 _MASKED = 1 / 8
 _TINIEST = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One drawn token. `top` is best first and holds all ties at its border, so it may be longer than asked for.
+
+    A token that was sampled on the device has logprob 0.0, as in TGI's Neuron backend: its row was never seen.
+    `finite` False: the row held no usable number, `token` is -1 and the sampler did not advance.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    finite: bool = True
+
+
+NOT_FINITE = Choice(token=-1, logprob=0.0, finite=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +145,7 @@ def largest(values: Floats, count: int) -> tuple[Ids, float]:
     return np.flatnonzero(values >= threshold), float(np.nextafter(threshold, np.float32(-math.inf)))
 
 
-def heads(row: Floats, highest: float, params: SamplingParams) -> Iterator[Shortlist]:
+def likeliest(row: Floats, highest: float, params: SamplingParams) -> Iterator[Shortlist]:
     """Ever longer lists of the heaviest entries of a row that is not tempered yet; none without a top-k, which alone
     asks for no mass. Tempering keeps the order, so it is spared the rest."""
     count = max(SHORT, params.top_k)
@@ -334,3 +352,18 @@ def best(ids: Ids, values: Floats, bound: float, count: int) -> tuple[tuple[int,
     keep = np.flatnonzero(values >= border)
     keep = keep[np.argsort(-values[keep], kind="stable")]
     return tuple((int(ids[i]), float(values[i])) for i in keep)
+
+
+def normalised(top: tuple[tuple[int, float], ...], log_mass: float) -> tuple[tuple[int, float], ...]:
+    """Values as log-probabilities."""
+    return tuple((token, value - log_mass) for token, value in top)
+
+
+def draw(left: Shortlist, number: float, top_n_tokens: int) -> Choice:
+    """Draw among the survivors of the filters, in ascending id."""
+    if top_n_tokens:
+        left = left.gathered()
+    index, mass = pick(left.weights, number)
+    log_mass = math.log(mass)
+    top = best(left.ids, left.values, left.bound, top_n_tokens) or ()
+    return Choice(int(left.ids[index]), float(left.values[index]) - log_mass, normalised(top, log_mass))

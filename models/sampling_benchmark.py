@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from models.backend import Logits
 from models.protocol import SamplingParams
-from models.sampler import SequenceSampler, sample
+from models.sampler import sample
+from models.sequence_sampler import SequenceSampler
 
 # The nuclei alone are taken at temperature 1, where they are the widest.
 WAYS = {

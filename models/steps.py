@@ -24,9 +24,11 @@ from models.backend import (
     StepError,
     TokenIds,
 )
+from models.draws import Choice
 from models.matcher import Matcher, Vocabulary
 from models.protocol import Decode, Drawn, Feed, SlotInput, Start, Stepped
-from models.sampler import Choice, SequenceSampler, logprobs, sample
+from models.sampler import logprobs, sample
+from models.sequence_sampler import SequenceSampler
 
 logger = logging.getLogger(__name__)
 

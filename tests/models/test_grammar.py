@@ -18,7 +18,8 @@ from models.backend import Candidates, ConfigurationError, Logits
 from models.grammar import GrammarError, check, closed
 from models.matcher import Matcher, Vocabulary
 from models.protocol import Decode, Feed, Grammar, SamplingParams, SimulatedOptions, Start
-from models.sampler import SequenceSampler, choose, sample
+from models.sampler import choose, sample
+from models.sequence_sampler import SequenceSampler
 from models.simulated import SimulatedBackend
 from models.steps import Steps
 
@@ -247,7 +248,7 @@ def test_a_draw_is_that_of_a_row_without_the_forbidden_tokens(
     matcher: Any = Fixed(allowed_now)
     expected = SequenceSampler(params, (1, 2), (3, 3))
     (choice,) = sample(Logits(logits), [SequenceSampler(params, (1, 2), (3, 3), matcher)], lambda _: Logits(logits))
-    assert choice == choose(np.where(allowed_now, logits[0], np.float32(-np.inf)), expected)
+    assert [choice] == choose(np.where(allowed_now, logits, np.float32(-np.inf)), [expected])
     assert matcher.taken == [choice.token]
     assert mask[choice.token]
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backend import Candidates, Logits, TokenIds
-from models.draws import best, largest, pick, reach, uniform
+from models.draws import Choice, best, largest, pick, reach, uniform
 from models.protocol import SamplingParams
-from models.sampler import Choice, SequenceSampler, choose, sample
+from models.sampler import choose, sample
+from models.sequence_sampler import SequenceSampler
 
 Row = npt.NDArray[np.float32]
 INF = math.inf
@@ -603,6 +604,8 @@ def test_the_border_is_where_the_running_weight_reaches_the_target(values: Row, 
 
 
 def test_choose_does_not_advance() -> None:
+    rows_ = row_of(0.0, 0.0)[np.newaxis]
     sampler = SequenceSampler(SamplingParams(do_sample=True, seed=1), ())
 
-    assert choose(row_of(0.0, 0.0), sampler) == choose(row_of(0.0, 0.0), sampler)
+    assert choose(rows_, [sampler]) == choose(rows_, [sampler])
+    assert sampler.drawn == 0
