@@ -78,6 +78,11 @@ class Device:
         """The model that is on its way."""
         return self._newcomer.model if self._newcomer else None
 
+    @property
+    def empty(self) -> bool:
+        """No model is there, and none on its way."""
+        return not self._residents and self._newcomer is None
+
     def holds(self, model: Model) -> bool:
         return any(resident.model is model for resident in self._residents)
 

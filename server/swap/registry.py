@@ -116,12 +116,20 @@ class Registry:
             return "stopping"
         if named is not None and not self._comes_by_itself(named):
             return _condition(named)
+        if named is not None and named.state == "unloaded" and self._is_idle():
+            return None
         if self._in_exchange or any(model.state in ("available", "draining") for model in self.models):
             return None
         return _condition(self._active)
 
+    def _is_idle(self) -> bool:
+        """Whether the device is empty and stays so until somebody is asked for, or until a failed load is retried."""
+        return self._device.empty and (self._home is None or self._home.state == "failed")
+
     def _comes_by_itself(self, model: Model) -> bool:
-        return model.state != "failed" and (model.state != "unloaded" or self._settings.swap.on_request)
+        if model.state == "unloaded":
+            return self._settings.swap.on_request or self._device.empty
+        return model.state != "failed"
 
     # --- requests
 

@@ -631,11 +631,39 @@ def test_a_model_is_healthy_when_requests_for_it_are_served(simulate: Simulate) 
     simulate(scenario)
 
 
+def test_a_model_is_healthy_beside_a_default_that_failed(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "loading")
+        world.worker(A).kill()
+        await world.until(A, "failed")
+        assert world.registry.unhealthy(world.model(A)).startswith("org/a is failed")
+        assert world.registry.unhealthy(world.model(B)) is None
+        waiting = world.ask(B)
+        await world.answered(waiting)
+        assert right(world, waiting)
+
+    simulate(scenario)
+
+
 def test_without_on_request_a_model_is_healthy_while_it_is_there(simulate: Simulate) -> None:
     async def scenario(world: World) -> None:
         await world.until(A, "available")
         assert world.registry.unhealthy(world.model(A)) is None
         assert world.registry.unhealthy(world.model(B)) == "org/b is unloaded"
+
+    simulate(scenario, on_request=False)
+
+
+def test_without_on_request_a_request_fills_an_empty_device(simulate: Simulate) -> None:
+    async def scenario(world: World) -> None:
+        await world.until(A, "available")
+        world.registry.unload(world.model(A))
+        await world.until(A, "unloaded")
+        assert world.registry.unhealthy(world.model(B)) is None, "it comes when it is asked for"
+        waiting = world.ask(B)
+        await world.answered(waiting)
+        assert right(world, waiting)
+        assert world.registry.unhealthy(world.model(A)) == "org/a is unloaded"
 
     simulate(scenario, on_request=False)
 
