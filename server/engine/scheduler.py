@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.protocol import Reuse
 from server.engine.slots import FreeSlots, Held, Place, Prompt
@@ -101,9 +101,15 @@ class Scheduler:
         self._waiting[sequence] = prompt
 
     def requeue(self, sequence: int, prompt: Prompt) -> None:
-        """`sequence` gives up its slot, whose content is worthless, and is fed anew, before all others."""
+        """`sequence` gives up its slot, whose content is worthless, and is fed anew, before all others.
+
+        What is worthless may have come with the tokens that it went on behind: all of its prompt is fed this time.
+        """
+        occupant = self._occupant(sequence)
+        if occupant is not None and occupant.place.source is not None:
+            self._free.forget(occupant.place.source)
         self.remove(sequence, None)
-        self._waiting[sequence] = prompt
+        self._waiting[sequence] = replace(prompt, fresh=True)
         self._waiting.move_to_end(sequence, last=False)
 
     def fed(self, plan: FeedPlan) -> None:

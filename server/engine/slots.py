@@ -91,6 +91,11 @@ class FreeSlots:
         else:
             heapq.heappush(self._empty, slot)
 
+    def forget(self, slot: int) -> None:
+        """`slot` holds nothing that can be trusted, if it is free."""
+        if self._held.pop(slot, None):
+            heapq.heappush(self._empty, slot)
+
     def _least(self) -> int:
         """The slot whose content is worth least, no longer free."""
         return heapq.heappop(self._empty) if self._empty else self._held.popitem(last=False)[0]

@@ -57,6 +57,8 @@ SAMPLINGS = (
     SamplingParams(do_sample=True, temperature=1.3, seed=3),
     SamplingParams(do_sample=True, top_k=5, seed=11, repetition_penalty=1.3),
     SamplingParams(do_sample=True, top_p=0.7, seed=12, frequency_penalty=0.5),
+    SamplingParams(do_sample=True, typical_p=0.6, seed=13, presence_penalty=1.5, top_n_tokens=3),
+    SamplingParams(do_sample=True, temperature=0.8, seed=13, choice=1),
 )
 GRAMMARS = (
     None,
@@ -199,9 +201,9 @@ class Commands:
             assert feed.slot not in self.seats, "a slot is never owned twice"
             assert feed.sequence not in {seat.sequence for seat in self.seats.values()}
             assert history.admitting, "a draining engine admits nobody"
-            self._check_turn(feed.sequence)
             generation = history.generations[feed.sequence]
             self._check_reuse(feed, generation.request)
+            self._check_turn(feed.sequence)
             self.seats[feed.slot] = Seat(feed.sequence, feed.reused)
         seat = self.seats[feed.slot]
         assert (seat.sequence, seat.fed) == (feed.sequence, feed.position)
@@ -219,6 +221,7 @@ class Commands:
         if feed.reused:
             assert self._history.reuse
             assert not request.prompt_logprobs, "scores that are wanted need a feed"
+            assert feed.sequence not in self.again, "what a bad row stood on is not stood on again"
             source = feed.slot if feed.source is None else feed.source
             assert self.scopes[source] == request.scope, "keys share no prefixes"
             self.reused += feed.reused

@@ -375,6 +375,20 @@ def test_a_bad_row_spoils_no_copy(bench: Callable[..., Bench]) -> None:
     assert [tokens(each) for each in generations] == [alone(bench, each) for each in wanted]
 
 
+def test_what_a_bad_row_stood_on_is_not_stood_on_again(bench: Callable[..., Bench]) -> None:
+    """What it was bad of may be in the tokens that were reused: the second try feeds its prompt whole."""
+    one = bench(chunk=64, reuse=True, slots=2, faults=("feed:1=nan",))
+    one.submit(request(PROMPT, 40))
+    for _ in range(4):
+        one.step()
+    turn = request((*PROMPT, 99), 9)
+    spoiled = one.submit(turn)
+    one.run()
+    feeds = [each for each in one.worker.commands if isinstance(each, Feed) and each.sequence == spoiled.sequence]
+    assert [each.reused for each in feeds] == [len(PROMPT), 0]
+    assert tokens(spoiled) == alone(bench, turn)
+
+
 def test_a_cancelled_request_leaves_its_prompt(bench: Callable[..., Bench]) -> None:
     one = bench(chunk=4, reuse=True, slots=1)
     prompt = tuple(range(5, 25))

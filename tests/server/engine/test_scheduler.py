@@ -149,6 +149,22 @@ def test_what_a_bad_row_leaves_is_never_used() -> None:
     assert scheduler.plan() == FeedPlan(step=3, slot=0, sequence=1, start=0, stop=6, last=True)
 
 
+def test_what_a_bad_row_was_copied_from_is_never_used_again() -> None:
+    scheduler = Scheduler(slots=2, reuse="tokens", chunk=64, copies=True)
+    scheduler.add(1, prompt(60))
+    fed(scheduler, 1)
+    scheduler.remove(1, range(100, 140))
+    scheduler.add(2, Prompt((*range(60), 7)))
+    copied = scheduler.plan()
+    assert isinstance(copied, FeedPlan)
+    assert (copied.slot, copied.reused, copied.source) == (1, 60, 0)
+    scheduler.fed(copied)
+    scheduler.requeue(2, Prompt((*range(60), 7)))
+    scheduler.add(3, Prompt((*range(60), 8)))
+    plans = [plan for plan in fed(scheduler, 3) if isinstance(plan, FeedPlan)]
+    assert [(plan.sequence, plan.slot, plan.start, plan.source) for plan in plans] == [(2, 0, 0, None), (3, 1, 60, 0)]
+
+
 class Histories(RuleBasedStateMachine):
     """Random arrivals, ends and cancels against a model of what each slot holds."""
 
