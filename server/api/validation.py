@@ -82,7 +82,9 @@ def check_grammar(limits: Limits) -> None:
 
 
 def with_another_seed(request: Request) -> Request:
-    """Another run of best_of; its seed is its own, so that it reproduces that run alone."""
+    """Another run of best_of; its seed is its own, so that it reproduces that run alone. A greedy one has none."""
+    if not request.sampling.do_sample:
+        return request
     seed = secrets.randbits(64)
     return replace(request, seed=seed, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 

@@ -51,6 +51,14 @@ def test_6_each_seed_reproduces_its_own_sequence(wire: Any) -> None:
         assert again["details"]["top_tokens"] == sequence["top_tokens"]
 
 
+def test_6_a_temperature_of_1_alone_is_greedy_and_has_no_seed(wire: Any) -> None:
+    """It counts as a wish to sample (section 4, row 1), and not as sampling (section 3)."""
+    got = answer(wire, best_of=2, temperature=1.0, max_new_tokens=6, details=True)
+    (other,) = got["details"]["best_of_sequences"]
+    assert (got["details"]["seed"], other["seed"]) == (None, None)
+    assert other["generated_text"] == got["generated_text"]
+
+
 @pytest.mark.parametrize("best_of", [None, 0, 1])
 def test_6_one_sequence_has_no_others(wire: Any, best_of: int | None) -> None:
     assert "best_of_sequences" not in answer(wire, **{**SAMPLED, "best_of": best_of})["details"]
