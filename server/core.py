@@ -47,7 +47,7 @@ class Finish:
     """The end of a sequence. `text` is the whole answer without special tokens, stop string kept.
 
     `prompt` are the prompt's tokens, the first with the logprob NaN; empty unless they were asked for and the backend
-    scores prompts. `reused_tokens` of the prompt were in the slot already, and not fed.
+    scores prompts. `reused_tokens` of the prompt were in the slot already, and not fed for the first token.
     """
 
     reason: FinishReason

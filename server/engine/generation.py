@@ -36,7 +36,7 @@ class Generation:
         self.timings = timings
         self.emitted: list[int] = []
         self.replays = 0
-        self.reused = 0  # tokens of the prompt that its first slot held already
+        self.reused = 0  # tokens of the prompt that were not fed for its first token
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.prompt)
         self._prompt_logprobs: dict[int, float] | None = None  # by position; None while the backend has given none

@@ -290,6 +290,7 @@ class Engine:
         generation = self._generations[plan.sequence]
         if not generation.timings.started:
             generation.timings.started = time.monotonic()
+        if not generation.emitted:
             generation.reused = plan.reused
         if plan.start == plan.reused:
             self._metrics.prompt_fed(len(generation.request.prompt), plan.reused)

@@ -457,6 +457,26 @@ def test_nothing_is_reused_of_a_worker_that_is_gone(bench: Callable[..., Bench])
     assert fed(one) == [3]
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_what_is_told_of_reuse_is_that_of_the_feed_that_brought_the_first_token(
+    bench: Callable[..., Bench], steps: int
+) -> None:
+    """A worker that was lost has reused nothing for anybody before it had drawn a token."""
+    one = bench(chunk=2, reuse=True, slots=1)
+    one.submit(request(PROMPT, 3))
+    one.run()
+    again = one.submit(request((*PROMPT, 7, 8, 9), 3))
+    for _ in range(steps):
+        one.step()
+    assert bool(again.emitted) == (steps == 2)
+    one.engine.detach()
+    one.attach()
+    one.run()
+    finish = read(again)[-1].finish
+    assert finish is not None
+    assert finish.reused_tokens == (len(PROMPT) if steps == 2 else 0)
+
+
 def test_a_prompt_of_4000_tokens_stalls_ten_streams_by_one_chunk(bench: Callable[..., Bench]) -> None:
     one = bench(chunk=256, slots=11, n_positions=4200, vocab_size=250)  # without the end token
     for number in range(10):
