@@ -1,11 +1,8 @@
-"""The scheduler's rules, each by hand, and all of them over random histories."""
+"""The scheduler's rules, each by hand; test_scheduler_histories.py has all of them over random histories."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
 from server.engine.slots import Prompt
@@ -163,72 +160,3 @@ def test_what_a_bad_row_was_copied_from_is_never_used_again() -> None:
     scheduler.add(3, Prompt((*range(60), 8)))
     plans = [plan for plan in fed(scheduler, 3) if isinstance(plan, FeedPlan)]
     assert [(plan.sequence, plan.slot, plan.start, plan.source) for plan in plans] == [(2, 0, 0, None), (3, 1, 60, 0)]
-
-
-class Histories(RuleBasedStateMachine):
-    """Random arrivals, ends and cancels against a model of what each slot holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slots, self.chunk, self.decode_per_feed = 3, 4, 2
-        self.scheduler = Scheduler(slots=self.slots, chunk=self.chunk, decode_per_feed=self.decode_per_feed)
-        self.prompts: dict[int, int] = {}
-        self.fed: dict[int, int] = {}
-        self.slot_of: dict[int, int] = {}
-        self.order: list[int] = []
-        self.next_sequence = 0
-        self.decodes = 0
-
-    @rule(prompt=st.integers(1, 11))
-    def arrive(self, prompt: int) -> None:
-        self.next_sequence += 1
-        self.prompts[self.next_sequence] = prompt
-        self.order.append(self.next_sequence)
-        self.scheduler.add(self.next_sequence, Prompt((0,) * prompt))
-
-    @precondition(lambda self: self.prompts)
-    @rule(data=st.data())
-    def end_or_cancel(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(sorted(self.prompts)))
-        self.scheduler.remove(sequence)
-        for known in (self.prompts, self.fed, self.slot_of):
-            known.pop(sequence, None)
-        if sequence in self.order:
-            self.order.remove(sequence)
-
-    @rule()
-    def step(self) -> None:
-        live = {s for s in self.fed if self.fed[s] == self.prompts[s]}
-        plan = self.scheduler.plan()
-        if plan is None:
-            assert not live
-            assert not self.prompts
-        elif isinstance(plan, DecodePlan):
-            assert {sequence for _, sequence in plan.live} == live
-            assert {sequence for _, sequence in plan.held} == set(self.fed) - live
-            assert all(self.slot_of[sequence] == slot for slot, sequence in plan.live)
-            self.decodes += 1
-        else:
-            self.check_feed(plan, bool(live))
-
-    def check_feed(self, plan: FeedPlan, somebody_is_live: bool) -> None:
-        assert not somebody_is_live or self.decodes >= self.decode_per_feed
-        self.decodes = 0
-        assert plan.start == self.fed.get(plan.sequence, 0)
-        assert 0 < plan.stop - plan.start <= self.chunk
-        assert plan.last == (plan.stop == self.prompts[plan.sequence])
-        if plan.start == 0:
-            assert self.order.pop(0) == plan.sequence
-            assert plan.slot not in self.slot_of.values()
-            self.slot_of[plan.sequence] = plan.slot
-        assert self.slot_of[plan.sequence] == plan.slot
-        self.fed[plan.sequence] = plan.stop
-
-    @invariant()
-    def counts_agree(self) -> None:
-        assert self.scheduler.running == len(self.slot_of) <= self.slots
-        assert self.scheduler.waiting == len(self.order)
-
-
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
