@@ -66,6 +66,7 @@ class _Delta(msgspec.Struct, frozen=True):
 
 class _Choice(msgspec.Struct):
     delta: _Delta = _Delta()
+    finish_reason: str | None = None
 
 
 class _Details(msgspec.Struct):
@@ -84,6 +85,7 @@ class _Event(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Event)
+_tokens = msgspec.json.Decoder(list[Any])
 
 
 def client(concurrency: int) -> httpx.AsyncClient:
@@ -104,8 +106,11 @@ async def answer(http: httpx.AsyncClient, url: str, route: Route, stream: Stream
                 content = (await response.aread()).decode("utf-8", "replace")
                 seen.error = f"{path} answered {response.status_code}: {content[:200]}"
             else:
+                whole = False
                 async for event in _events(response):
-                    _note(seen, event)
+                    whole = _note(seen, event) or whole
+                if not whole and seen.token_at and not seen.error:
+                    seen.error = f"{path} ended after {len(seen.token_at)} tokens, without its last event"
     except (httpx.HTTPError, msgspec.DecodeError) as error:
         seen.error = f"{path}: {type(error).__name__}: {error}"
     seen.ended_at = time.monotonic()
@@ -119,7 +124,9 @@ async def count_tokens(http: httpx.AsyncClient, url: str, text: str) -> int:
     """Tokens of `text` by the server's own tokenizer, 0 when it does not say. RuntimeError: it cannot be reached."""
     try:
         counted = await http.post(url.rstrip("/") + "/tokenize", json={"inputs": text})
-        return len(counted.json()) if counted.status_code == 200 else 0
+        return len(_tokens.decode(counted.content)) if counted.status_code == 200 else 0
+    except msgspec.DecodeError:  # a route of that name, of somebody else
+        return 0
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RuntimeError(f"{url} cannot be reached: {error or type(error).__name__}") from error
 
@@ -156,7 +163,8 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
                 yield payload
 
 
-def _note(seen: Answer, payload: bytes) -> None:
+def _note(seen: Answer, payload: bytes) -> bool:
+    """Whether it is an event that ends a stream."""
     event = _decoder.decode(payload)
     if event.error is not None:
         seen.error = f"the stream ended with an error: {event.error}"
@@ -166,6 +174,7 @@ def _note(seen: Answer, payload: bytes) -> None:
         seen.tokens, seen.prompt_tokens = event.details.generated_tokens, event.details.input_length
     if event.usage is not None:
         seen.tokens, seen.prompt_tokens = event.usage.completion_tokens, event.usage.prompt_tokens
+    return event.details is not None or any(choice.finish_reason is not None for choice in event.choices)
 
 
 async def answers(load: Load) -> Sequence[Answer]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -47,46 +48,72 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--route", choices=("tgi", "openai"), default="tgi", help="default tgi")
     server.add_argument("--concurrency", type=_counts, default=[1, 4, 10], help="default 1,4,10")
     server.add_argument("--requests", type=_count, default=0, help="at each concurrency; default four times as many")
-    server.add_argument("--seconds", type=float, default=900.0, help="ask no more after this long; default 900")
+    server.add_argument("--seconds", type=_seconds, default=900.0, help="ask no more after this long; default 900")
     server.add_argument("--report", type=Path, metavar="FILE", help="write the plots as one page of HTML")
     parser.add_argument("--load-s", type=float, default=3.0, help="with --swap: seconds a load takes; default 3")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing."""
-    if arguments.storm and not (arguments.simulated and arguments.http):
-        return refuse(ConfigurationError("--storm is measured over HTTP: add --simulated --http"), 2)
+    """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing.
+
+    What was measured before that is written all the same.
+    """
+    if wrong := _wrong(arguments):
+        return refuse(ConfigurationError(wrong), 2)
     progress = ProgressLine(sys.stderr)
+    rows: list[msgspec.Struct] = []
+    exit_code = 0
     try:
         if arguments.url:
-            rows = _shown(remote.ClientFigures, _remote(arguments, progress), progress)
+            _show(remote.ClientFigures, _remote(arguments, progress), progress, rows)
         elif arguments.swap:
-            rows = _shown(exchange.ExchangeFigures, _exchanges(arguments, progress), progress)
+            _show(exchange.ExchangeFigures, _exchanges(arguments, progress), progress, rows)
         elif arguments.storm:
-            rows = _shown(storm.StormFigures, _storms(arguments, progress), progress)
+            _show(storm.StormFigures, _storms(arguments, progress), progress, rows)
         else:
-            rows = _shown(EngineFigures, _simulated(arguments, progress), progress)
+            _show(EngineFigures, _simulated(arguments, progress), progress, rows)
     except RuntimeError as error:
         progress.close()
-        return refuse(error, 1)
+        exit_code = refuse(error, 1)
+    if rows:
+        _write(arguments, rows)
+    return exit_code
+
+
+def _wrong(arguments: argparse.Namespace) -> str:
+    """What cannot work, before the first minute is spent on it; "" if nothing is."""
+    if arguments.storm and not (arguments.simulated and arguments.http):
+        return "--storm is measured over HTTP: add --simulated --http"
+    if arguments.report and not arguments.url:
+        return "--report draws what clients of a running server saw: add --url"
+    for file in (arguments.json, arguments.report):
+        if file is not None and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+            return f"{file} cannot be written: {file.parent} is no directory that can be written to"
+    return ""
+
+
+def _write(arguments: argparse.Namespace, rows: Sequence[msgspec.Struct]) -> None:
     if arguments.json:
         arguments.json.write_bytes(table.to_json(rows))
-    if arguments.url and arguments.report:
+    if arguments.report:
         title = f"neuronx-serve bench of {arguments.url}"
         subtitle = f"Prompts of about 104 tokens, {arguments.tokens} new tokens, route {arguments.route}."
         seen = [row for row in rows if isinstance(row, remote.ClientFigures)]
         arguments.report.write_text(report.page(seen, title=title, subtitle=subtitle), "utf-8")
-    return 0
 
 
-def _shown(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct], progress: ProgressLine) -> list[msgspec.Struct]:
+def _show(
+    kind: type[msgspec.Struct],
+    measured: Iterable[msgspec.Struct],
+    progress: ProgressLine,
+    rows: list[msgspec.Struct],
+) -> None:
+    """Print each row when it comes, and keep it in `rows`."""
     print(table.heading(kind))
-    seen = []
-    for row in rows:
+    for row in measured:
         progress.close()
         print(table.line(row), flush=True)
-        seen.append(row)
-    return seen
+        rows.append(row)
 
 
 def _simulated(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[EngineFigures]:
@@ -149,6 +176,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{value:g} must be above 0")
     return value
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,8 @@ def test_a_server_that_is_not_there(capsys: Any) -> None:
     [
         ([], "one of the arguments --simulated --swap --url is required"),
         (["--simulated", "--streams", "0"], "1 or more"),
+        (["--url", "http://127.0.0.1:9", "--seconds", "0"], "0 must be above 0"),
+        (["--url", "http://127.0.0.1:9", "--seconds", "nan"], "nan must be above 0"),
     ],
 )
 def test_wrong_usage(flags: list[str], said: str, capsys: Any) -> None:
@@ -121,6 +125,62 @@ def test_streams_count_from_the_moment_when_all_have_begun() -> None:
     assert seen_by([early, late]).tokens_per_s == 7 / 2.0
 
 
-def test_a_storm_needs_http(capsys: Any) -> None:
-    assert main(["bench", "--simulated", "--storm", "5"]) == 2
-    assert "add --simulated --http" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--simulated", "--storm", "5"], "add --simulated --http"),
+        (["--simulated", "--report", "report.html"], "--report draws what clients of a running server saw: add --url"),
+        (["--simulated", "--json", "/nowhere/rows.json"], "/nowhere/rows.json cannot be written"),
+        (["--url", "http://127.0.0.1:9", "--report", "/nowhere/report.html"], "/nowhere is no directory"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_measured(flags: list[str], said: str, capsys: Any) -> None:
+    assert main(["bench", *flags]) == 2
+    written = capsys.readouterr()
+    assert said in written.err
+    assert written.out == ""
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """A server of somebody else: a page for every question; its second stream breaks off, and then it fails."""
+
+    asked = 0
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        streams = self.path == "/generate_stream"
+        Foreign.asked += streams
+        self.send_response(500 if streams and Foreign.asked > 3 else 200)
+        self.end_headers()
+        if not streams:
+            self.wfile.write(b"<html>welcome</html>")
+            return
+        self.wfile.write(b'data: {"token":{"id":1,"text":"a"}}\n\n')
+        if Foreign.asked != 2:
+            end = b'"generated_text":"ab","details":{"generated_tokens":2,"input_length":100}}\n\n'
+            self.wfile.write(b'data: {"token":{"id":2,"text":"b"},' + end)
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    Foreign.asked = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_was_measured_before_a_server_failed_is_written(foreign: str, tmp_path: Path, capsys: Any) -> None:
+    file, page = tmp_path / "rows.json", tmp_path / "report.html"
+    flags = ["--concurrency", "1,2", "--requests", "3", "--tokens", "2", "--json", str(file), "--report", str(page)]
+    assert main(["bench", "--url", foreign, *flags]) == 1
+    (row,) = json.loads(file.read_text())
+    assert (row["concurrency"], row["requests"], row["failed"], row["new_tokens"]) == (1, 2, 1, 4)
+    assert row["error"] == "/generate_stream ended after 1 tokens, without its last event"
+    assert "bench of http://127.0.0.1" in page.read_text()
+    assert "none of 3 requests was answered: /generate_stream answered 500" in capsys.readouterr().err
