@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -125,3 +126,25 @@ def test_the_page_draws_every_row_and_needs_nothing_else() -> None:
     assert "http" not in text
     assert "<th>streams at once</th><th>1</th><th>4</th><th>10</th>" in text
     assert "<th>requests a minute</th><td>54.5</td><td>171</td><td>300</td>" in text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.1)."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_page_can_be_read_in_light_and_in_dark() -> None:
+    text = page(rows(), title="any", subtitle="any")
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", text, re.S)
+    )
+    assert light.keys() == dark.keys()
+    assert len(re.findall(r"#[0-9a-f]{6}", text)) == len(light) + len(dark), "every colour follows the scheme"
+    assert luminance(light["paper"]) > luminance(light["ink"])
+    assert luminance(dark["paper"]) < luminance(dark["ink"])
+    for scheme in (light, dark):
+        for drawn in ("ink", "soft", "first", "second"):
+            darker, lighter = sorted((luminance(scheme[drawn]), luminance(scheme["paper"])))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (drawn, scheme)
