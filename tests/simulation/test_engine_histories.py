@@ -67,7 +67,7 @@ GRAMMARS = (
     Grammar("regex", "[a-f]{2,6}(x|yy)"),
     Grammar("json", '{"type":"object","properties":{"a":{"type":"boolean"}},"required":["a"]}'),
 )
-REFUSED = (5, VOCAB + 1000, 6)
+REFUSED = tuple((5,) * before + (VOCAB + 1000,) + (6,) * behind for before, behind in ((0, 0), (1, 1), (2, 9), (9, 2)))
 
 
 def make_requests(count: int) -> tuple[Request, ...]:
@@ -89,7 +89,7 @@ def make_requests(count: int) -> tuple[Request, ...]:
                 scope=rng.choice(("", "", "another key")),
             )
         )
-    return (*requests, replace(requests[0], prompt=REFUSED))
+    return (*requests, *(replace(requests[0], prompt=prompt) for prompt in REFUSED))
 
 
 def next_turn(rng: random.Random, before: Request, answer: Sequence[int]) -> Request:
@@ -108,6 +108,7 @@ class CheckedBackend:
         self._backend = SimulatedBackend(directory, options)
         self._last: dict[int, int] = {}  # the last position written of each slot
         self._calls_left = loss_at
+        self.live: frozenset[int] = frozenset()  # slots of the decode that is run; the others of its rows are held
 
     def stage(self, progress: ProgressCallback) -> None:
         self._backend.stage(progress)
@@ -131,8 +132,8 @@ class CheckedBackend:
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Scores:
         assert len({row.slot for row in live}) == len(live)
         for row in live:
-            last = self._last[row.slot]
-            assert last <= row.position <= last + 1, "positions grow by one, or repeat while a slot is held"
+            grown = row.slot in self.live
+            assert row.position == self._last[row.slot] + grown, "positions grow by one, or repeat while a slot is held"
             assert row.position < N_POSITIONS
             self._last[row.slot] = row.position
         self._count()
@@ -281,6 +282,7 @@ class History:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._commands: Commands | None = None
         self._steps: Steps | None = None
+        self._backend: CheckedBackend
         self._busy = False
         self._closed = False
         self.reused = 0  # tokens that were not fed again
@@ -372,6 +374,7 @@ class History:
         backend = CheckedBackend(self._tools.directory, options, loss_at)
         backend.stage(lambda *_: None)
         description = backend.load(lambda *_: None)
+        self._backend = backend
         self._steps = Steps(backend, self._tools.vocabulary)
         self._commands = Commands(self, self.slots)
         self.admitting = True
@@ -421,6 +424,8 @@ class History:
         self._busy = False
         if commands is self._commands and self._steps is not None:
             command = commands.queue.popleft()
+            if isinstance(command, Decode):
+                self._backend.live = frozenset(slot for slot, _ in command.live)
             try:
                 report = decode_report(encode(self._steps.run(command))[4:])
             except DeviceError:
@@ -454,6 +459,7 @@ class History:
         assert generation.ended
         outputs, error = everything(generation)
         assert [output.index for output in outputs] == list(range(1, len(outputs) + 1))
+        assert len(outputs) <= generation.request.max_new_tokens
         assert all(output.finish is None for output in outputs[:-1]), "it ends once"
         finished = bool(outputs) and outputs[-1].finish is not None
         assert finished + (error is not None) + (watched.cancelled_at is not None) == 1, "and in one way"
@@ -464,7 +470,7 @@ class History:
         if finished:
             assert len(outputs) == len(expected)
         if error is not None:
-            refused = generation.request.prompt == REFUSED
+            refused = generation.request.prompt in REFUSED
             assert refused or self._closed or watched.bad_rows > 1, error
             assert isinstance(error, GenerationError | IncompleteGeneration)
 
@@ -544,7 +550,7 @@ def tools(tiny_text_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
     rng = random.Random(1)
     for _ in range(180):
         index = rng.randrange(len(made.requests))
-        if made.requests[index].prompt != REFUSED:
+        if made.requests[index].prompt not in REFUSED:
             answer = [output.token.id for output in made.alone(index)]
             made.requests += (next_turn(rng, made.requests[index], answer),)
     return made

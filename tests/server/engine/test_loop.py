@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.protocol import Decode, Feed, Grammar, SamplingParams
+from models.backend import Logits
+from models.protocol import Decode, Feed, Grammar, SamplingParams, SimulatedOptions
+from models.simulated import SimulatedBackend
 from server.core import Output, Request
 from server.engine.generation import Generation
 from server.engine.loop import DEPTH
@@ -208,6 +212,26 @@ def test_a_token_that_cannot_become_text_ends_its_sequence_alone(
     assert tokens(neighbour) == expected
     assert one.engine.empty
     assert one.engine.running == 0
+
+
+def test_a_repetition_penalty_counts_the_prompt(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    """All the way from the request to the row that the token is drawn from."""
+    backend = SimulatedBackend(tmp_path, SimulatedOptions(vocab_size=256))
+    backend.load(lambda *_: None)
+    for prompt in itertools.product(range(1, 200), repeat=2):
+        scores = backend.feed(0, prompt)
+        assert isinstance(scores, Logits)
+        if scores.rows[0].argmax() in prompt:
+            break
+    row = scores.rows[0].astype(float)
+    once = [*set(prompt)]
+    row[once] = [value / 9.0 if value > 0 else value * 9.0 for value in row[once]]
+    one = bench()
+    generation = one.submit(request(prompt, 1, SamplingParams(repetition_penalty=9.0)))
+    one.run()
+    (output,) = read(generation)
+    assert output.token.id == row.argmax() not in prompt
+    assert output.token.logprob == pytest.approx(row.max() - math.log(sum(map(math.exp, row))), abs=1e-4)
 
 
 def test_every_request_ends_exactly_once_over_random_histories(bench: Callable[..., Bench]) -> None:

@@ -76,6 +76,19 @@ def test_a_replay_neither_doubles_nor_loses_them(bench: Bench, expected: list[fl
         assert logprobs(generation) == pytest.approx(expected, abs=1e-5), cut
 
 
+@pytest.mark.parametrize("bad", range(4))
+def test_a_bad_piece_takes_the_pieces_behind_it_along(bench: Bench, expected: list[float], bad: int) -> None:
+    """The last piece is on its way when the one before turns out to be bad: what it draws is nobody's token."""
+    quiet = bench()
+    alone = quiet.submit(request())
+    quiet.run()
+    one = bench(chunk=2, faults=(f"feed:{bad}=nan",))
+    generation = one.submit(request())
+    one.run()
+    assert generation.emitted == alone.emitted
+    assert logprobs(generation) == pytest.approx(expected, abs=1e-5)
+
+
 def test_they_are_computed_only_where_they_are_wanted(bench: Bench) -> None:
     one = bench()
     generation = one.submit(request(wanted=False))
