@@ -287,6 +287,7 @@ class History:
         self._closed = False
         self.reused = 0  # tokens that were not fed again
         self.copied = 0  # prompts that began with a copy
+        self._troubles: set[str] = set()
 
     def _chosen(self) -> list[int]:
         """Which requests this history is made of: any, or such as begin alike, so that slots are worth keeping."""
@@ -350,6 +351,13 @@ class History:
         watched.generation.cancel()
         watched.generation.cancel()
 
+    @property
+    def troubles(self) -> set[str]:
+        """What has disturbed it."""
+        left = {"leave"} if any(each.cancelled_at is not None for each in self.watched) else set()
+        bad = {"bad row"} if any(each.bad_rows for each in self.watched) else set()
+        return self._troubles | left | bad
+
     # --- the device
 
     def attach(self) -> None:
@@ -382,11 +390,15 @@ class History:
 
     def lose(self) -> None:
         """The worker is gone, whatever it was doing; another is loaded later."""
+        if self.engine.running:
+            self._troubles.add("lose")
         self._detach()
         self.at(LOAD_S * self.rng.random(), self.attach)
 
     def park(self) -> None:
         """Another model takes the device: drain for a while, park the rest, come back; or it does not come at all."""
+        if self.engine.running:
+            self._troubles.add("park")
         self.admitting = False
         self.engine.stop_admitting()
         if self.rng.random() < 0.3:
@@ -592,6 +604,7 @@ def test_random_histories(tools: Tools, pytestconfig: pytest.Config, monkeypatch
     if len(chosen) > 1:
         assert any(each.reused for each in histories), "the histories must show reuse, or they prove nothing of it"
         assert any(each.copied for each in histories), "and copies"
+        assert any(each.troubles == {"leave", "bad row", "lose", "park"} for each in histories), "and all at once"
 
 
 @pytest.mark.long
