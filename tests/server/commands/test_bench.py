@@ -93,6 +93,9 @@ def test_a_running_server(
         (3, 6, 0, 30),
     ]
     assert all(row["device_share"] > 0 and row["sampling_share"] > 0 for row in rows)
+    for row in rows:
+        prompts = row["tokens_per_min"] * row["seconds"] / 60 - row["new_tokens"]
+        assert prompts / row["requests"] == pytest.approx(104, abs=25), "by the server's own tokenizer, here of bytes"
     assert f"bench of {server.url}" in files[1].read_text()
     assert "3 at once, requests 6/6" in capsys.readouterr().err
 
