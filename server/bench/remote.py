@@ -100,13 +100,14 @@ async def measure(
     requests: int,
     tokens: int,
     seconds: float,
+    api_key: str = "",
     progress: Callable[[int], None],
 ) -> ClientFigures:
     """Ask `requests` times, `concurrency` at once, with no new request after `seconds`. RuntimeError: see figures()."""
     seen: list[Answer] = []
     end = time.monotonic() + seconds
     numbers = iter(range(requests))
-    async with client(concurrency) as http:
+    async with client(concurrency, api_key) as http:
         usual = round(PROMPT_TOKENS / 1.2)  # words of English
         counted = await count_tokens(http, url, _prompt(0, usual))
         words = round(usual * PROMPT_TOKENS / counted) if counted else usual

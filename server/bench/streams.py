@@ -88,12 +88,14 @@ _decoder = msgspec.json.Decoder(_Event)
 _tokens = msgspec.json.Decoder(list[Any])
 
 
-def client(concurrency: int) -> httpx.AsyncClient:
-    """A connection for each stream; ConfigurationError when httpx is not installed."""
+def client(concurrency: int, api_key: str = "") -> httpx.AsyncClient:
+    """A connection for each stream, with the key where there is one; ConfigurationError when httpx is not installed."""
     if httpx is None:
         raise ConfigurationError("bench needs httpx: pip install 'neuronx-serve[bench]'")
     timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-    return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=concurrency), trust_env=False)
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    limits = httpx.Limits(max_connections=concurrency)
+    return httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, trust_env=False)
 
 
 async def answer(http: httpx.AsyncClient, url: str, route: Route, stream: Stream) -> Answer:

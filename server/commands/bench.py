@@ -46,6 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=_count, default=200, help="new tokens a request; default 200")
     server = parser.add_argument_group("with --url")
     server.add_argument("--route", choices=("tgi", "openai"), default="tgi", help="default tgi")
+    server.add_argument("--api-key", default=os.environ.get("API_KEY", ""), help="default: the variable API_KEY")
     server.add_argument("--concurrency", type=_counts, default=[1, 4, 10], help="default 1,4,10")
     server.add_argument("--requests", type=_count, default=0, help="at each concurrency; default four times as many")
     server.add_argument("--seconds", type=_seconds, default=900.0, help="ask no more after this long; default 900")
@@ -156,6 +157,7 @@ def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[r
                 requests=requests,
                 tokens=arguments.tokens,
                 seconds=arguments.seconds,
+                api_key=arguments.api_key,
                 progress=_counting(progress, f"{concurrency} at once, requests", requests),
             )
         )

@@ -82,10 +82,12 @@ slots = 4
 def test_a_running_server(
     serve: Callable[..., Any], tiny_text_directory: Path, tmp_path: Path, capsys: Any, route: str
 ) -> None:
-    server = serve(ONE.format(directory=tiny_text_directory))
+    server = serve('[server]\napi_key = "Secret"\n' + ONE.format(directory=tiny_text_directory))
     server.wait_available()
+    assert main(["bench", "--url", server.url, "--route", route]) == 1
+    assert "answered 401" in capsys.readouterr().err
     files = (tmp_path / "rows.json", tmp_path / "report.html")
-    flags = ["--route", route, "--concurrency", "1,3", "--requests", "6", "--tokens", "5"]
+    flags = ["--route", route, "--api-key", "Secret", "--concurrency", "1,3", "--requests", "6", "--tokens", "5"]
     assert main(["bench", "--url", server.url, *flags, "--json", str(files[0]), "--report", str(files[1])]) == 0
     rows = json.loads(files[0].read_text())
     assert [(row["concurrency"], row["requests"], row["failed"], row["new_tokens"]) for row in rows] == [
