@@ -110,7 +110,7 @@ step_s = 0.05
     body = {"inputs": "x", "parameters": {**SAMPLED, "max_new_tokens": 190}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/generate", json=body, timeout=0.5)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while server.get("/models").json()["data"][0]["running"] and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.get("/models").json()["data"][0]["running"] == 0
