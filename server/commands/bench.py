@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing.
+    """Print a row as soon as it is measured; 1 when the server cannot be reached or answers nothing, 130 for Ctrl+C.
 
     What was measured before that is written all the same.
     """
@@ -76,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     except RuntimeError as error:
         progress.close()
         exit_code = refuse(error, 1)
+    except KeyboardInterrupt:
+        progress.close()
+        exit_code = 128 + signal.SIGINT
     if rows:
         _write(arguments, rows)
     return exit_code

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -147,9 +151,11 @@ def test_what_cannot_work_is_told_before_anything_is_measured(flags: list[str], 
 
 
 class Foreign(BaseHTTPRequestHandler):
-    """A server of somebody else: a page for every question; its second stream breaks off, and then it fails."""
+    """A server of somebody else: a page for every question; its second stream breaks off, and after the third one it
+    fails, or answers nothing more."""
 
     asked = 0
+    silent: threading.Event | None = None
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -158,6 +164,8 @@ class Foreign(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         streams = self.path == "/generate_stream"
         Foreign.asked += streams
+        if streams and Foreign.asked > 3 and Foreign.silent is not None:
+            Foreign.silent.wait(120)
         self.send_response(500 if streams and Foreign.asked > 3 else 200)
         self.end_headers()
         if not streams:
@@ -171,11 +179,13 @@ class Foreign(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def foreign() -> Iterator[str]:
-    Foreign.asked = 0
+    Foreign.asked, Foreign.silent = 0, None
     with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
+        if Foreign.silent is not None:
+            Foreign.silent.set()
         server.shutdown()
         thread.join()
 
@@ -189,3 +199,23 @@ def test_what_was_measured_before_a_server_failed_is_written(foreign: str, tmp_p
     assert row["error"] == "/generate_stream ended after 1 tokens, without its last event"
     assert "bench of http://127.0.0.1" in page.read_text()
     assert "none of 3 requests was answered: /generate_stream answered 500" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_was_measured(foreign: str, tmp_path: Path) -> None:
+    Foreign.silent = threading.Event()
+    file = tmp_path / "rows.json"
+    flags = ["--url", foreign, "--concurrency", "1,2", "--requests", "3", "--json", str(file)]
+    bench = subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "bench", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert bench.stdout is not None
+    lines = [bench.stdout.readline() for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while Foreign.asked < 5:  # two more, which are not answered
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    bench.send_signal(signal.SIGINT)
+    _, said = bench.communicate(timeout=60)
+    assert (bench.returncode, "Traceback" in said) == (130, False), said
+    assert lines[1].split()[0] == "1"
+    assert [row["concurrency"] for row in json.loads(file.read_text())] == [1]
