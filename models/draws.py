@@ -92,9 +92,9 @@ class Shortlist:
         return Shortlist(self.ids[where], self.values[where], weights, self.bound, (mass, mass))
 
 
-def uniform(seed: int, choice: int, index: int) -> float:
-    """The number in [0, 1) that draws token `index` of choice `choice`: Philox 4x64 keyed by (seed, choice)."""
-    key = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF, choice], dtype=np.uint64)
+def uniform(seed: int, index: int) -> float:
+    """The number in [0, 1) that draws token `index`: Philox 4x64 keyed by the seed."""
+    key = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF, 0], dtype=np.uint64)
     word = int(np.random.Philox(key=key, counter=index).random_raw())
     return (word >> 11) * 2.0**-53
 

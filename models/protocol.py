@@ -27,7 +27,7 @@ _HEADER = struct.Struct("<I")
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn; the neutral value of a filter means that it is off.
 
-    `seed` and `choice` (the index within best_of) key the random numbers: see models/sampler.py.
+    `seed` keys the random numbers (models/draws.py: uniform); each of best_of has one of its own.
     """
 
     do_sample: bool = False
@@ -39,7 +39,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0
-    choice: int = 0
     top_n_tokens: int = 0
 
 

@@ -79,7 +79,7 @@ class SequenceSampler:
 
     def uniform(self) -> float:
         """The random number of the next token."""
-        return uniform(self.params.seed, self.params.choice, self.drawn)
+        return uniform(self.params.seed, self.drawn)
 
 
 def penalised(row: Floats, sampler: SequenceSampler) -> Floats:

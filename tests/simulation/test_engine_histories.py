@@ -58,7 +58,7 @@ SAMPLINGS = (
     SamplingParams(do_sample=True, top_k=5, seed=11, repetition_penalty=1.3),
     SamplingParams(do_sample=True, top_p=0.7, seed=12, frequency_penalty=0.5),
     SamplingParams(do_sample=True, typical_p=0.6, seed=13, presence_penalty=1.5, top_n_tokens=3),
-    SamplingParams(do_sample=True, temperature=0.8, seed=13, choice=1),
+    SamplingParams(do_sample=True, temperature=0.8, seed=13),
 )
 GRAMMARS = (
     None,
