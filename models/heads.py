@@ -23,6 +23,8 @@ Flags = npt.NDArray[np.bool_]
 
 # A longer one is left to its row: all others would be padded to it.
 _LONGEST = 2048
+# So many more than top-k are listed: of two neighbours on the border, tempering may make one number.
+_BEYOND = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,11 @@ def head(row: Floats, highest: float, top_k: int) -> Head | None:
     """The `top_k` largest entries of a whole row and their ties; None where they are not few."""
     if top_k > min(_LONGEST, row.size):
         return None
-    ids, bound = largest(row, top_k)
-    return Head(ids, row[ids], highest, bound) if ids.size <= _LONGEST else None
+    for count in (min(top_k + _BEYOND, row.size), top_k):
+        ids, bound = largest(row, count)
+        if ids.size <= _LONGEST:
+            return Head(ids, row[ids], highest, bound)
+    return None
 
 
 def draw_heads(

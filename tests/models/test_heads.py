@@ -106,6 +106,19 @@ def test_the_best_are_listed_with_the_ties_of_the_last() -> None:
     assert [token for token, _ in choice.top] == [20, 0, 30]
 
 
+@pytest.mark.parametrize("top_k_", [1, 5, 50, 300])
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.5])
+def test_rows_without_ties_are_all_decided_by_their_heads(top_k_: int, temperature: float) -> None:
+    rows = np.random.default_rng(top_k_).normal(3.0, 2.5, (40, 8192)).astype(np.float32)
+    found = [head(row, float(row.max()), top_k_) for row in rows]
+    listed = [each for each in found if each is not None]
+    assert len(listed) == 40
+
+    drawn = draw_heads(listed, [top_k(top_k_, temperature=temperature)] * 40, [0.5] * 40)
+
+    assert None not in drawn
+
+
 def test_ties_beyond_measure_are_left_to_their_row() -> None:
     row: Floats = np.zeros(5000, dtype=np.float32)
 
