@@ -101,6 +101,7 @@ async def measure(
     tokens: int,
     seconds: float,
     api_key: str = "",
+    greedy: bool = False,
     progress: Callable[[int], None],
 ) -> ClientFigures:
     """Ask `requests` times, `concurrency` at once, with no new request after `seconds`. RuntimeError: see figures()."""
@@ -118,7 +119,7 @@ async def measure(
             for number in numbers:
                 if time.monotonic() >= end:
                     return
-                seen.append(await answer(http, url, route, _stream(route, number, tokens, words)))
+                seen.append(await answer(http, url, route, _stream(route, number, tokens, words, greedy)))
                 progress(len(seen))
 
         await asyncio.gather(*(one_client() for _ in range(concurrency)))
@@ -126,9 +127,13 @@ async def measure(
     return figures(concurrency, seen, spent)
 
 
-def _stream(route: Route, number: int, tokens: int, words: int) -> Stream:
-    parameters: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "seed": number + 1}
-    return Stream(_prompt(number, words), tokens, parameters if route == "tgi" else {})
+def _stream(route: Route, number: int, tokens: int, words: int, greedy: bool) -> Stream:
+    parameters: dict[str, Any]
+    if route == "openai":
+        parameters = {"temperature": 0} if greedy else {}
+    else:
+        parameters = {} if greedy else {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "seed": number + 1}
+    return Stream(_prompt(number, words), tokens, parameters)
 
 
 def _prompt(number: int, words: int) -> str:

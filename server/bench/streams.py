@@ -28,7 +28,7 @@ ANSWER_S = 600.0
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """One request: `tokens` are asked for; `parameters` are TGI's further ones."""
+    """One request: `tokens` are asked for; `parameters` are further ones of its route."""
 
     prompt: str
     tokens: int
@@ -152,6 +152,7 @@ def _request(route: Route, stream: Stream) -> tuple[str, dict[str, Any]]:
         "max_tokens": stream.tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **stream.parameters,
     }
 
 

@@ -43,7 +43,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--step-ms", type=_milliseconds, default=[20.0, 10.0], help="default 20,10")
     engine.add_argument("--vocab", type=_counts, default=[49_152, 128_256], help="default 49152,128256")
-    engine.add_argument("--greedy", action="store_true", help="no sampling (default: temperature, top-p and top-k)")
+    parser.add_argument(
+        "--greedy",
+        action="store_true",
+        help="no sampling (default: temperature and top-p; --simulated: top-k too; --route openai: as the server does)",
+    )
     parser.add_argument("--tokens", type=_count, default=200, help="new tokens a request; default 200")
     server = parser.add_argument_group("with --url")
     server.add_argument("--route", choices=("tgi", "openai"), default="tgi", help="default tgi")
@@ -162,6 +166,7 @@ def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[r
                 tokens=arguments.tokens,
                 seconds=arguments.seconds,
                 api_key=arguments.api_key,
+                greedy=arguments.greedy,
                 progress=_counting(progress, f"{concurrency} at once, requests", requests),
             )
         )

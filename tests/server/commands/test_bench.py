@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -155,13 +155,14 @@ class Foreign(BaseHTTPRequestHandler):
     fails, or answers nothing more."""
 
     asked = 0
+    bodies: ClassVar[list[Any]] = []
     silent: threading.Event | None = None
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        Foreign.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         streams = self.path == "/generate_stream"
         Foreign.asked += streams
         if streams and Foreign.asked > 3 and Foreign.silent is not None:
@@ -180,6 +181,7 @@ class Foreign(BaseHTTPRequestHandler):
 @pytest.fixture
 def foreign() -> Iterator[str]:
     Foreign.asked, Foreign.silent = 0, None
+    Foreign.bodies.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -199,6 +201,17 @@ def test_what_was_measured_before_a_server_failed_is_written(foreign: str, tmp_p
     assert row["error"] == "/generate_stream ended after 1 tokens, without its last event"
     assert "bench of http://127.0.0.1" in page.read_text()
     assert "none of 3 requests was answered: /generate_stream answered 500" in capsys.readouterr().err
+
+
+def test_greedy_asks_for_no_sampling(foreign: str) -> None:
+    flags = ["--concurrency", "1", "--requests", "1", "--tokens", "2"]
+    assert main(["bench", "--url", foreign, *flags]) == 0
+    assert Foreign.bodies[-1]["parameters"]["do_sample"] is True
+    Foreign.asked = 0
+    assert main(["bench", "--url", foreign, *flags, "--greedy"]) == 0
+    assert Foreign.bodies[-1]["parameters"] == {"max_new_tokens": 2, "details": True}
+    assert main(["bench", "--url", foreign, *flags, "--greedy", "--route", "openai"]) == 1
+    assert Foreign.bodies[-1]["temperature"] == 0
 
 
 def test_an_interrupt_keeps_what_was_measured(foreign: str, tmp_path: Path) -> None:
