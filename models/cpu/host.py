@@ -14,9 +14,9 @@ _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 # Turns of the loop in which an idle OpenMP thread waits before it sleeps. By default it spins for milliseconds, and
 # as soon as any other process wants a processor, every parallel region of a step waits for a spinning thread's time
 # slice: on two cores with one busy neighbour a step took 2 s instead of 0.1 s. A thread that sleeps at once is woken up
-# hundreds of times a step instead, for a third of the speed. This many are microseconds, which serves both
-# (docs/performance.md has what was measured).
-_SPIN_COUNT = "1000"
+# hundreds of times a step instead, for a third of the speed. This many last through most of the small operators between
+# two products, and not much longer (docs/performance.md has what was measured).
+_SPIN_COUNT = "2000"
 
 
 def import_torch(threads: int) -> None:

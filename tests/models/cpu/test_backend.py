@@ -91,7 +91,7 @@ def test_idle_threads_are_told_to_spin_briefly_before_torch_is_imported() -> Non
     code = "import os; from models.cpu.host import import_torch; import_torch(1); print(os.environ['GOMP_SPINCOUNT'])"
     chosen = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     told = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=chosen, capture_output=True)
-    assert told.stdout.strip() == b"1000"
+    assert told.stdout.strip() == b"2000"
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
