@@ -4,8 +4,8 @@
 whatever pieces, or decoded: it attends over whole blocks of positions, what it may not see is masked, and the query
 rows of a call are padded to a multiple that the kernels treat alike. (Whether they do on this CPU is proven at load:
 rows.py.) `FAST` takes neighbouring slots in one call, and two batched products in place of the library's attention,
-whose kernels are made for many query rows a head and have few here; its rounding depends on who else is live. Knows the
-cache, no weights.
+whose kernels are made for many query rows a head and have few here; only a lone row, of which nothing is masked, is
+quicker with those. Its rounding depends on who else is live. Knows the cache, no weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Attend = Callable[[int, Tensor], Tensor]
 
 # Positions that a call attends over come in whole blocks of this many.
 _LENGTH_MULTIPLE = 64
+# Fast feeds attend in blocks of so many positions: less of them is masked in smaller ones, which are more calls.
+_FEED_BLOCK = 128
 # Query rows of a call: a remainder of one to three takes another path through the matrix kernels.
 _QUERY_MULTIPLE = 4
 # What one more call costs, in positions of one slot that could be attended over in the same time.
@@ -72,7 +74,7 @@ class _Block:
 
 def fed(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
     """The tokens of a feed, at the positions [start, stop) of `slot`; queries are (stop - start, heads, head_dim)."""
-    bounds = _blocks(start, stop)
+    bounds = _blocks(start, stop, _LENGTH_MULTIPLE)
     blocks = [_Block(cache, slot, *each) for each in bounds]
     sizes = [end - begin for begin, end in bounds]
 
@@ -109,9 +111,9 @@ def by_length(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
     return attend
 
 
-def _blocks(start: int, stop: int) -> list[tuple[int, int]]:
-    """[start, stop) cut at the whole blocks of positions."""
-    ends = [*range((start // _LENGTH_MULTIPLE + 1) * _LENGTH_MULTIPLE, stop, _LENGTH_MULTIPLE), stop]
+def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """[start, stop) cut at the whole blocks of `size` positions."""
+    ends = [*range((start // size + 1) * size, stop, size), stop]
     return list(zip([start, *ends[:-1]], ends, strict=True))
 
 
@@ -132,10 +134,8 @@ EXACT = Attention(step=by_length, feed=fed)
 
 
 def together(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
-    """One call for all slots that lie near each other, idle ones between them included; `by_length` for a lone one."""
-    if len(live) == 1:
-        return by_length(cache, live)
-    runs = [_Run(cache, live, run) for run in _runs(cache, live)]
+    """One call for all slots that lie near each other, idle ones between them included."""
+    runs = [_Lone(cache, live, run[0]) if len(run) == 1 else _Run(cache, live, run) for run in _runs(cache, live)]
     if runs[0].whole:
         return runs[0].attend
 
@@ -165,6 +165,24 @@ def _runs(cache: KvCache, live: Sequence[SlotInput]) -> list[list[int]]:
     return runs
 
 
+class _Lone:
+    """One row, by the library's attention over exactly what its slot holds."""
+
+    def __init__(self, cache: KvCache, live: Sequence[SlotInput], row: int) -> None:
+        self._cache, self._slot, self._length = cache, live[row].slot, live[row].position + 1
+        self.rows = torch.tensor([row])
+        self.whole = len(live) == 1
+
+    def attend(self, layer: int, queries: Tensor) -> Tensor:
+        """`queries` of all live rows; the answer has this one's alone."""
+        heads, size = queries.shape[1:]
+        own = queries if self.whole else queries[self.rows]
+        keys, values = self._cache.spans(layer, self._slot, 1, self._length)
+        # The query heads of a group are the kernel's query rows: one pass over their keys serves them all.
+        grouped = own.reshape(1, self._cache.kv_heads, self._cache.group, size)
+        return functional.scaled_dot_product_attention(grouped, keys, values).view(1, heads, size)
+
+
 class _Run:
     """Rows of neighbouring slots, attended for in one call."""
 
@@ -180,7 +198,7 @@ class _Run:
         sees = torch.ones(self._slots, dtype=torch.int64)
         sees[self._places] = torch.tensor([live[row].position + 1 for row in rows])
         self._length = cache.rounded(int(sees.max()), _LENGTH_MULTIPLE)
-        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], self._length, cache.dtype).transpose(1, 2)
+        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], self._length, cache.dtype)
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """`queries` of all live rows; the answer has the run's own, in its order."""
@@ -189,16 +207,18 @@ class _Run:
         if not self.whole:
             placed = queries.new_zeros((self._slots, heads, size)).index_copy_(0, self._places, queries[self.rows])
         keys, values = self._cache.spans(layer, self._first, self._slots, self._length)
-        # The query heads of a group are the columns of one product: one pass over their keys serves them all.
+        # The query heads of a group are the rows of one product: one pass over their keys serves them all. The product
+        # copies keys that are not dense, and is slow to copy them transposed.
         grouped = placed.reshape(self._slots * self._cache.kv_heads, self._cache.group, size)
-        scores = torch.baddbmm(self._mask, keys.flatten(0, 1), grouped.transpose(1, 2), alpha=size**-0.5)
-        attended = torch.bmm(scores.transpose(1, 2).softmax(-1), values.flatten(0, 1)).view(self._slots, heads, size)
+        scores = torch.bmm(grouped, keys.flatten(0, 1).contiguous().transpose(1, 2))
+        weights = torch.add(self._mask, scores, alpha=size**-0.5).softmax(-1)
+        attended = torch.bmm(weights, values.flatten(0, 1)).view(self._slots, heads, size)
         return attended if self.whole else attended[self._places]
 
 
 def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
     """The tokens of a feed block by block, so that what one may see is about what it attends over."""
-    bounds = _blocks(start, stop)
+    bounds = _blocks(start, stop, _FEED_BLOCK)
     lengths = [cache.rounded(end, _LENGTH_MULTIPLE) for _, end in bounds]
     seen = [torch.arange(begin + 1, end + 1).repeat_interleave(cache.group) for begin, end in bounds]
     masks = [_mask(sees, length, cache.dtype) for sees, length in zip(seen, lengths, strict=True)]

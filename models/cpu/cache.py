@@ -21,11 +21,11 @@ _POSITION_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """Where a decode step writes keys and values: row `rows[i]` of the step goes to (slots[i], positions[i])."""
+    """Where a decode step writes: `rows` are the rows of the step whose keys and values are written, `places`
+    (rows * 2 * kv_heads,) where each head goes, counted in heads from the start of a layer."""
 
     rows: Tensor
-    slots: Tensor
-    positions: Tensor
+    places: Tensor
 
 
 class KvCache:
@@ -38,6 +38,9 @@ class KvCache:
         self.kv_heads = spec.kv_heads
         self.group = spec.heads // spec.kv_heads  # query heads a key-value head
         self._padded = padded
+        # What a row of a step writes, from its slot's first position on: the heads of its keys, then of its values.
+        parts = torch.arange(2)[:, None] * slots * spec.kv_heads + torch.arange(spec.kv_heads)
+        self._parts = parts.flatten() * padded
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
     def spans(self, layer: int, first: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
@@ -74,11 +77,15 @@ class KvCache:
     def stepped(self, live: Sequence[SlotInput]) -> Writes:
         """Note one token a row, and answer which rows must be written: those that the slot does not hold already."""
         fresh = [row for row, each in enumerate(live) if self._step(each)]
-        return Writes(
-            rows=torch.tensor(fresh, dtype=torch.int64),
-            slots=torch.tensor([live[row].slot for row in fresh], dtype=torch.int64),
-            positions=torch.tensor([live[row].position for row in fresh], dtype=torch.int64),
-        )
+        starts = [live[row].slot * self.kv_heads * self._padded + live[row].position for row in fresh]
+        places = torch.tensor(starts, dtype=torch.int64)[:, None] + self._parts
+        return Writes(rows=torch.tensor(fresh, dtype=torch.int64), places=places.flatten())
+
+    def write(self, layer: int, places: Tensor, heads: Tensor) -> None:
+        """`heads` (rows, 2 * kv_heads, head_dim), keys then values, to the `places` of these rows (see Writes)."""
+        # One flat index: with several the library's kernel is twice as slow, and this runs once a layer.
+        size = heads.shape[-1]
+        self.layers[layer].view(-1, size).index_copy_(0, places, heads.reshape(-1, size))
 
     def content(self, slot: int) -> bytes:
         """All numbers that the slot holds."""

@@ -27,7 +27,7 @@ WriteAndAttend = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The linears of one layer; `qkv` is the three projections stacked."""
+    """The linears of one layer; `qkv` is the three projections stacked, queries and keys interleaved (rope.py)."""
 
     qkv: Linear
     output: Linear
@@ -73,8 +73,8 @@ class Decoder:
         attend_live = self._attention.step(cache, live)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
-            written = heads[:, spec.heads :].view(-1, 2, spec.kv_heads, spec.head_dim)
-            cache.layers[layer][:, writes.slots, :, writes.positions] = written if every_row else written[writes.rows]
+            written = heads[:, spec.heads :]
+            cache.write(layer, writes.places, written if every_row else written[writes.rows])
             return _with_idle(attend_live(layer, heads[: len(live), : spec.heads]), idle)
 
         tokens = torch.tensor([row.token for row in live] + [0] * idle)
@@ -109,12 +109,12 @@ class Decoder:
         """The residual stream behind the last layer, float32 (rows, hidden_size)."""
         spec = self._spec
         rows, turned = len(tokens), spec.heads + spec.kv_heads
-        cos, sin = self._rope.at(positions)
+        turns = self._rope.at(positions)
         hidden = self._weights.embedding[tokens].float()
         for index, layer in enumerate(self._weights.layers):
-            # Turned in float32, once for queries and keys, as the tables are.
+            # Turned in float32, as the tables are, and once for queries and keys.
             heads = layer.qkv(self._normed(hidden)).float().view(rows, turned + spec.kv_heads, spec.head_dim)
-            self._rope.turn(heads[:, :turned], cos, sin)
+            self._rope.turn(heads[:, :turned], turns)
             hidden = layer.output.add(attend(index, heads.to(self._dtype)), hidden)
             normed = self._normed(hidden)
             hidden = layer.down.add(layer.up.multiply(normed, layer.gate.swish(normed)), hidden)

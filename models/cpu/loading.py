@@ -10,6 +10,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.cpu.decoder import Layer, Weights
 from models.cpu.linear import Linear, LinearType
+from models.cpu.rope import interleaved
 from models.spec import ModelSpec
 
 
@@ -52,11 +53,10 @@ class _Loader:
     def _layer(self, prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         before_attention = self._read(f"{prefix}.input_layernorm.weight").float()
-        qkv = [f"{attention}.{name}_proj" for name in "qkv"]
         biased = self._spec.attention_bias
         qkv_linear = self._pack(
-            torch.cat([self._read(f"{name}.weight") for name in qkv]),
-            torch.cat([self._read(f"{name}.bias") for name in qkv]) if biased else None,
+            self._projections(attention, "weight"),
+            self._projections(attention, "bias") if biased else None,
             before_attention,
         )
         output = self._whole(f"{attention}.o_proj", biased)
@@ -69,6 +69,11 @@ class _Loader:
             up=self._whole(f"{mlp}.up_proj", biased, before_mlp),
             down=self._whole(f"{mlp}.down_proj", biased),
         )
+
+    def _projections(self, attention: str, part: str) -> Tensor:
+        """Weights or biases of the three projections, stacked."""
+        query, key, value = (self._read(f"{attention}.{name}_proj.{part}") for name in "qkv")
+        return torch.cat([interleaved(query, self._spec.heads), interleaved(key, self._spec.kv_heads), value])
 
     def _whole(self, name: str, biased: bool, norm: Tensor | None = None) -> Linear:
         bias = self._read(f"{name}.bias") if biased else None

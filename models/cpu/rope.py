@@ -1,6 +1,8 @@
 """Rotary position embeddings: the tables, and turning query and key heads with them.
 
-Su et al. 2021 in the half-split form of Hugging Face's Llama, with Llama 3.1's frequency scaling.
+Su et al. 2021, with Llama 3.1's frequency scaling. A pair of numbers that turn together is one complex number here, so
+that turning is one product. Hugging Face's Llama has the pairs half a head apart; `interleaved` puts them side by side
+in the weights, which scores do not notice: queries and keys are in the same order.
 """
 
 from __future__ import annotations
@@ -14,25 +16,26 @@ from models.spec import ModelSpec, RopeScaling
 
 
 class RotaryTables:
-    """cos and sin of every position, (n_positions, 1, head_dim) float32, ready to broadcast over heads."""
+    """The turn of every position, (n_positions, 1, head_dim / 2) complex64, ready to broadcast over heads."""
 
     def __init__(self, spec: ModelSpec, n_positions: int) -> None:
-        frequencies = inverse_frequencies(spec)
-        angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), frequencies)
-        cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat((cos, cos), -1).unsqueeze(1)
-        # Turning takes (-second half, first half); the sign goes into the table, so a roll is enough.
-        self._sin = torch.cat((-sin, sin), -1).unsqueeze(1)
-        self._half = spec.head_dim // 2
+        angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), inverse_frequencies(spec))
+        self._turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin) rows for int64 `positions` (rows,)."""
-        return self._cos[positions], self._sin[positions]
+    def at(self, positions: Tensor) -> Tensor:
+        """The turns of int64 `positions` (rows,)."""
+        return self._turns[positions]
 
-    def turn(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Turn `heads` (rows, heads, head_dim) in place."""
-        rolled = heads.roll(self._half, -1)
-        torch.addcmul(heads * cos, rolled, sin, out=heads)
+    @staticmethod
+    def turn(heads: Tensor, turns: Tensor) -> None:
+        """Turn float32 `heads` (rows, heads, head_dim), interleaved, in place by `turns` of the rows."""
+        torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2)).mul_(turns)
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """The rows of a projection (heads * head_dim, ...) with the two halves of each head interleaved."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // (2 * heads), *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def inverse_frequencies(spec: ModelSpec) -> Tensor:

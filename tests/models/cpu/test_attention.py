@@ -14,7 +14,7 @@ from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 from models.spec import ModelSpec, read_spec
 
-SLOTS, POSITIONS = 6, 96
+SLOTS, POSITIONS = 6, 304
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,13 @@ def cache(request: pytest.FixtureRequest, spec: ModelSpec) -> KvCache:
     ("slots", "positions"),
     [
         ((0, 1, 2), (3, 70, 9)),
-        ((2, 3, 4, 5), (0, 95, 63, 64)),
+        ((2, 3, 4, 5), (0, 303, 63, 64)),
         ((4, 1, 3), (5, 6, 80)),  # out of order, with one idle between them
         ((5, 0), (10, 20)),  # far apart
         ((0, 5, 4), (90, 1, 2)),  # a long one, and two short ones beyond idle slots
         ((3,), (40,)),
+        ((3,), (300,)),
+        ((5, 1), (300, 0)),  # each alone
     ],
 )
 def test_all_at_once_is_each_alone(
@@ -64,7 +66,9 @@ def test_slots_far_apart_are_attended_for_in_calls_of_their_own(spec: ModelSpec)
     _assert_near(FAST.step(cache, live)(0, queries), EXACT.step(cache, live)(0, queries))
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (0, 75), (3, 9), (60, 96), (64, 65)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1), (0, 64), (0, 75), (3, 9), (60, 96), (64, 65), (0, 200), (120, 300)]
+)
 def test_a_feed_sees_what_came_before_each_token(cache: KvCache, spec: ModelSpec, start: int, stop: int) -> None:
     queries = _queries(stop - start, spec, cache)
 

@@ -37,9 +37,20 @@ def cache() -> KvCache:
     return KvCache(SPEC, 3, 20, torch.float32)
 
 
-def _written(writes: Writes) -> list[tuple[int, int, int]]:
-    rows = zip(writes.rows.tolist(), writes.slots.tolist(), writes.positions.tolist(), strict=True)
-    return list(rows)
+def _written(cache: KvCache, writes: Writes) -> list[tuple[int, int, int]]:
+    """(row, slot, position) of all that is written, found where it is read: every head of a row holds its number."""
+    shape = (len(writes.rows), 2 * SPEC.kv_heads, SPEC.head_dim)
+    cache.layers[0].fill_(-1)
+    cache.write(0, writes.places, writes.rows.float()[:, None, None].expand(shape))
+    keys, values = cache.spans(0, 0, 3, 20)
+    found = {
+        (int(row), slot, position)
+        for part in (keys, values)
+        for (slot, position) in (part[:, 0, :, 0] >= 0).nonzero().tolist()
+        for row in part[slot, :, position].unique().tolist()
+    }
+    assert sum(int((part >= 0).sum()) for part in (keys, values)) == len(writes.rows) * shape[1] * shape[2]
+    return sorted(found)
 
 
 def test_keys_and_values_of_a_slot_are_views_of_its_layer(cache: KvCache) -> None:
@@ -64,22 +75,22 @@ def test_a_new_token_is_written_and_a_repeated_one_is_not(cache: KvCache) -> Non
     cache.fed(0, [5, 6, 7], 0)
     cache.fed(2, [8], 0)
     first = [SlotInput(2, 3, 1), SlotInput(0, 9, 3)]
-    assert _written(cache.stepped(first)) == [(0, 2, 1), (1, 0, 3)]
-    assert _written(cache.stepped(first)) == []
-    assert _written(cache.stepped([SlotInput(2, 3, 1), SlotInput(0, 4, 4)])) == [(1, 0, 4)]
+    assert _written(cache, cache.stepped(first)) == [(0, 2, 1), (1, 0, 3)]
+    assert _written(cache, cache.stepped(first)) == []
+    assert _written(cache, cache.stepped([SlotInput(2, 3, 1), SlotInput(0, 4, 4)])) == [(1, 0, 4)]
 
 
 def test_another_token_at_a_held_position_is_written_and_what_came_behind_is_forgotten(cache: KvCache) -> None:
     cache.fed(0, [5, 6, 7], 0)
-    assert _written(cache.stepped([SlotInput(0, 1, 1)])) == [(0, 0, 1)]
+    assert _written(cache, cache.stepped([SlotInput(0, 1, 1)])) == [(0, 0, 1)]
     with pytest.raises(StepError, match="slot 0 holds 2 tokens: position 3"):
         cache.check_reachable(0, 3)
-    assert _written(cache.stepped([SlotInput(0, 7, 2)])) == [(0, 0, 2)]
+    assert _written(cache, cache.stepped([SlotInput(0, 7, 2)])) == [(0, 0, 2)]
 
 
 def test_going_back_to_a_held_position_forgets_what_came_behind(cache: KvCache) -> None:
     cache.fed(0, [5, 6, 7], 0)
-    assert _written(cache.stepped([SlotInput(0, 5, 0)])) == []
+    assert _written(cache, cache.stepped([SlotInput(0, 5, 0)])) == []
     with pytest.raises(StepError, match="holds 1 tokens"):
         cache.check_reachable(0, 2)
 
