@@ -197,8 +197,9 @@ class _Run:
         self.whole = len(rows) == len(live) and list(rows) == list(range(self._slots))
         sees = torch.ones(self._slots, dtype=torch.int64)
         sees[self._places] = torch.tensor([live[row].position + 1 for row in rows])
-        self._length = cache.rounded(int(sees.max()), _LENGTH_MULTIPLE)
-        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], self._length, cache.dtype)
+        length = cache.rounded(int(sees.max()), _LENGTH_MULTIPLE)
+        self._spans = cache.flat_spans(self._first, self._slots, length)
+        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], length, cache.dtype)
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """`queries` of all live rows; the answer has the run's own, in its order."""
@@ -206,13 +207,13 @@ class _Run:
         placed = queries
         if not self.whole:
             placed = queries.new_zeros((self._slots, heads, size)).index_copy_(0, self._places, queries[self.rows])
-        keys, values = self._cache.spans(layer, self._first, self._slots, self._length)
+        keys, values = self._spans[layer]
         # The query heads of a group are the rows of one product: one pass over their keys serves them all. The product
         # copies keys that are not dense, and is slow to copy them transposed.
         grouped = placed.reshape(self._slots * self._cache.kv_heads, self._cache.group, size)
-        scores = torch.bmm(grouped, keys.flatten(0, 1).contiguous().transpose(1, 2))
+        scores = torch.bmm(grouped, keys.contiguous().transpose(1, 2))
         weights = torch.add(self._mask, scores, alpha=size**-0.5).softmax(-1)
-        attended = torch.bmm(weights, values.flatten(0, 1)).view(self._slots, heads, size)
+        attended = torch.bmm(weights, values).view(self._slots, heads, size)
         return attended if self.whole else attended[self._places]
 
 

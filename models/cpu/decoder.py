@@ -1,12 +1,13 @@
 """The forward pass of a Llama-architecture decoder on torch: rows of tokens in, logits out.
 
-The weights of the RMS norms are folded into the linears behind them (see loading.py); the residual stream is float32.
+The weights of the RMS norms are folded into the linears behind them (loading.py); the residual stream is float32.
 How the rows of a decode step attend is chosen outside (attention.py).
 Knows nothing of what the rows mean beyond slot and position, and checks nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ class Decoder:
         self._cache = cache
         self._rope = rope
         self._dtype = dtype
-        self._epsilon = torch.tensor(spec.rms_norm_eps)
+        self._least_length = torch.tensor(math.sqrt(spec.hidden_size * spec.rms_norm_eps))
         self._attention = attention
 
     def decode(self, live: Sequence[SlotInput], writes: Writes, count: int) -> Tensor:
@@ -124,10 +125,13 @@ class Decoder:
         return self._weights.head(self._normed(hidden)).float()
 
     def _normed(self, hidden: Tensor) -> Tensor:
-        """RMS norm without weights, in two operators less than the library's: 60 of them are in every step."""
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        inverse = torch.addcmul(self._epsilon, length, length, value=1 / self._spec.hidden_size).rsqrt_()
-        return (hidden * inverse).to(self._dtype)
+        """RMS norm without its weights and without the root of the hidden size, which the linears behind it hold.
+
+        x / sqrt(x.x + n * eps) in three operators less than the library's: 60 of them are in every step.
+        """
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).hypot_(self._least_length)
+        scaled: Tensor = hidden / length
+        return scaled.to(self._dtype)
 
 
 def _with_idle(attended: Tensor, idle: int) -> Tensor:

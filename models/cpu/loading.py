@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,14 +46,14 @@ class _Loader:
     def load(self) -> Weights:
         embedding = self._read("model.embed_tokens.weight")
         layers = tuple(self._layer(f"model.layers.{index}") for index in range(self._spec.layers))
-        norm = self._read("model.norm.weight").float()
+        norm = self._norm("model.norm")
         head = embedding if self._spec.tied else self._read("lm_head.weight")
         # The checkpoint's file is closed after the load: what is kept must not be a view of it.
         return Weights(embedding.to(self._dtype, copy=True), layers, self._pack(head, None, norm))
 
     def _layer(self, prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        before_attention = self._read(f"{prefix}.input_layernorm.weight").float()
+        before_attention = self._norm(f"{prefix}.input_layernorm")
         biased = self._spec.attention_bias
         qkv_linear = self._pack(
             self._projections(attention, "weight"),
@@ -60,7 +61,7 @@ class _Loader:
             before_attention,
         )
         output = self._whole(f"{attention}.o_proj", biased)
-        before_mlp = self._read(f"{prefix}.post_attention_layernorm.weight").float()
+        before_mlp = self._norm(f"{prefix}.post_attention_layernorm")
         biased = self._spec.mlp_bias
         return Layer(
             qkv=qkv_linear,
@@ -69,6 +70,10 @@ class _Loader:
             up=self._whole(f"{mlp}.up_proj", biased, before_mlp),
             down=self._whole(f"{mlp}.down_proj", biased),
         )
+
+    def _norm(self, name: str) -> Tensor:
+        """What to multiply the columns of the linears behind a norm with: see Decoder._normed."""
+        return self._read(f"{name}.weight").float() * math.sqrt(self._spec.hidden_size)
 
     def _projections(self, attention: str, part: str) -> Tensor:
         """Weights or biases of the three projections, stacked."""
