@@ -60,11 +60,13 @@ class CpuBackend:
         options: CpuOptions,
         linear: LinearType | None = None,
         attention: Attention | None = None,
+        stacked: bool | None = None,
     ) -> None:
-        """`linear` and `attention` instead of the forms that the options ask for: to measure against."""
+        """`linear`, `attention` and `stacked` gates instead of what the options ask for: to measure against."""
         self._directory = directory
         self._linear = linear
         self._attention = attention
+        self._stacked = stacked
         self._options = msgspec.structs.replace(options, chunk=min(options.chunk, options.n_positions))
         self._spec: ModelSpec | None = None
         self._checkpoint: Checkpoint | None = None
@@ -145,13 +147,15 @@ class CpuBackend:
         assert self._spec is not None
         kind: torch.dtype = getattr(torch, dtype)
         with torch.inference_mode():
+            fixed = self._options.layout == "fixed"
             linear = self._linear or linear_type(kind, self._options.weights)
+            stacked = not fixed if self._stacked is None else self._stacked
             weights = load_weights(
-                checkpoint, self._spec, kind, linear, lambda done, total: progress("weights", done, total)
+                checkpoint, self._spec, kind, linear, stacked, lambda done, total: progress("weights", done, total)
             )
             self._cache = KvCache(self._spec, self._options.slots, self._options.n_positions, kind)
             rope = RotaryTables(self._spec, self._options.n_positions)
-            attention = self._attention or (EXACT if self._options.layout == "fixed" else FAST)
+            attention = self._attention or (EXACT if fixed else FAST)
             self._decoder = Decoder(self._spec, weights, self._cache, rope, kind, attention)
 
     def _warm_up(self, progress: ProgressCallback) -> tuple[float, float]:

@@ -80,7 +80,8 @@ class Variant:
         self.name = name
         self._clock = clock
         linear: LinearType | None = {"ours": None, "plain": PlainLinear, "int8": _int8_linear}[form]
-        self._backend = CpuBackend(directory, options, linear, EXACT if form == "plain" else None)
+        plain = form == "plain"
+        self._backend = CpuBackend(directory, options, linear, EXACT if plain else None, False if plain else None)
         self._backend.stage(_quiet)
         self._vocabulary = self._backend.load(_quiet).vocab_size
         self._feeds: list[float] = []

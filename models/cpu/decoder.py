@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from models.cpu.attention import Attention
 from models.cpu.cache import KvCache, Writes
-from models.cpu.linear import Linear
+from models.cpu.linear import Gated, Linear
 from models.cpu.rope import RotaryTables
 from models.protocol import SlotInput
 from models.spec import ModelSpec
@@ -32,8 +32,7 @@ class Layer:
 
     qkv: Linear
     output: Linear
-    gate: Linear
-    up: Linear
+    gated: Gated
     down: Linear
 
 
@@ -117,8 +116,7 @@ class Decoder:
             heads = layer.qkv(self._normed(hidden)).float().view(rows, turned + spec.kv_heads, spec.head_dim)
             self._rope.turn(heads[:, :turned], turns)
             hidden = layer.output.add(attend(index, heads.to(self._dtype)), hidden)
-            normed = self._normed(hidden)
-            hidden = layer.down.add(layer.up.multiply(normed, layer.gate.swish(normed)), hidden)
+            hidden = layer.down.add(layer.gated(self._normed(hidden)), hidden)
         return hidden
 
     def _score(self, hidden: Tensor) -> Tensor:

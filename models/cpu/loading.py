@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.cpu.decoder import Layer, Weights
-from models.cpu.linear import Linear, LinearType
+from models.cpu.linear import Gated, GatePair, GateStack, Linear, LinearType
 from models.cpu.rope import interleaved
 from models.spec import ModelSpec
 
@@ -20,10 +20,12 @@ def load_weights(
     spec: ModelSpec,
     dtype: torch.dtype,
     linear: LinearType,
+    stacked: bool,
     progress: Callable[[int, int], None],
 ) -> Weights:
-    """All weights, ready to run; `progress` gets (bytes read, bytes in all) after each tensor."""
-    return _Loader(checkpoint, spec, dtype, linear, progress).load()
+    """All weights, ready to run: `linear` keeps them, gates `stacked` or in pairs (linear.py). `progress` gets (bytes
+    read, bytes in all) after each tensor."""
+    return _Loader(checkpoint, spec, dtype, linear, stacked, progress).load()
 
 
 class _Loader:
@@ -33,12 +35,14 @@ class _Loader:
         spec: ModelSpec,
         dtype: torch.dtype,
         linear: LinearType,
+        stacked: bool,
         progress: Callable[[int, int], None],
     ) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
         self._dtype = dtype
         self._linear = linear
+        self._stacked = stacked
         self._progress = progress
         self._done = 0
         self._total = sum(checkpoint.entries[name].bytes for name in spec.tensor_shapes())
@@ -62,14 +66,20 @@ class _Loader:
         )
         output = self._whole(f"{attention}.o_proj", biased)
         before_mlp = self._norm(f"{prefix}.post_attention_layernorm")
-        biased = self._spec.mlp_bias
         return Layer(
             qkv=qkv_linear,
             output=output,
-            gate=self._whole(f"{mlp}.gate_proj", biased, before_mlp),
-            up=self._whole(f"{mlp}.up_proj", biased, before_mlp),
-            down=self._whole(f"{mlp}.down_proj", biased),
+            gated=self._gated(mlp, before_mlp),
+            down=self._whole(f"{mlp}.down_proj", self._spec.mlp_bias),
         )
+
+    def _gated(self, mlp: str, norm: Tensor) -> Gated:
+        names, biased = (f"{mlp}.gate_proj", f"{mlp}.up_proj"), self._spec.mlp_bias
+        if not self._stacked:
+            return GatePair(*(self._whole(name, biased, norm) for name in names))
+        weight = torch.cat([self._read(f"{name}.weight") for name in names])
+        bias = torch.cat([self._read(f"{name}.bias") for name in names]) if biased else None
+        return GateStack(self._pack(weight, bias, norm))
 
     def _norm(self, name: str) -> Tensor:
         """What to multiply the columns of the linears behind a norm with: see Decoder._normed."""

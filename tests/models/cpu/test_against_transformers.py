@@ -66,6 +66,21 @@ def test_every_prefill_and_every_decode_logit(
     assert np.abs(expected).max() > 1
 
 
+@pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True}], ids=["", "with biases"])
+def test_every_logit_of_the_packed_layout(
+    overrides: dict[str, Any], tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    directory = tiny_checkpoint("llama3", **overrides)
+    loaded = load_cpu(directory, layout="packed")
+    tokens = _tokens(60, loaded.description.vocab_size)
+    expected = _reference(directory, tokens)
+    fed = [loaded.feed(slot, tokens[:30]) for slot in (2, 0)]
+    for position, token in enumerate(tokens[30:], start=30):
+        rows = loaded.decode((2, token, position), (0, token, position))
+        assert np.abs(rows - expected[position]).max() < TOLERANCE
+    assert np.abs(fed - expected[:30]).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("piece", [1, 2, 7, 16, 31])
 def test_a_prompt_in_pieces_scores_as_the_whole(
     piece: int, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models.backend import ConfigurationError
 from models.cpu import linear
-from models.cpu.linear import HalfLinear, PackedLinear, PlainLinear, linear_type
+from models.cpu.linear import GatePair, GateStack, HalfLinear, PackedLinear, PlainLinear, linear_type
 
 _EIGHT_BITS = {"rtol": 2e-2, "atol": 2e-2}
 
@@ -39,6 +39,21 @@ def test_each_form_is_the_product_and_what_follows(
     summed = layer.add(x, residual)
     near(summed, y + residual)
     assert summed.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gates_in_pairs_and_stacked_are_the_gated_product(rows: int, biased: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = (torch.randn(size, 20, generator=generator).to(dtype) for size in (74, rows))
+    bias = torch.randn(74, generator=generator).to(dtype) if biased else None
+    gate, up = functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).chunk(2, -1)
+    kind = linear_type(dtype)
+    near = partial(torch.testing.assert_close, check_dtype=False, **({} if dtype.itemsize == 4 else _EIGHT_BITS))
+    halves = [kind(weight[part], None if bias is None else bias[part]) for part in (slice(0, 37), slice(37, 74))]
+    near(GatePair(*halves)(x), functional.silu(gate) * up)
+    near(GateStack(kind(weight, bias))(x), functional.silu(gate) * up)
 
 
 def test_a_build_without_the_operators_gets_plain_linears(monkeypatch: pytest.MonkeyPatch) -> None:
