@@ -232,8 +232,8 @@ def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
         parts = []
         for mask, length, part in zip(masks, lengths, torch.split(grouped, sizes, 1), strict=True):
             keys, values = (each[0] for each in cache.spans(layer, slot, 1, length))
-            scores = torch.baddbmm(mask, part, keys.transpose(1, 2), alpha=size**-0.5)
-            parts.append(torch.bmm(scores.softmax(-1), values))
+            weights = torch.add(mask, torch.bmm(part, keys.contiguous().transpose(1, 2)), alpha=size**-0.5).softmax(-1)
+            parts.append(torch.bmm(weights, values))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return attended.view(cache.kv_heads, tokens, cache.group, size).transpose(0, 1).reshape(tokens, heads, size)
 

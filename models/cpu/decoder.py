@@ -90,23 +90,27 @@ class Decoder:
         fresh = len(tokens)
         end = position + fresh
         idle = max(count - fresh, 0)
-        attend_fed = self._attention.feed(cache, slot, position, end)
+        # Of the last layer the other rows need keys and values alone.
+        first = 0 if every_row else max(fresh - count, 0)
+        attend_all = self._attention.feed(cache, slot, position, end)
+        attend_last = self._attention.feed(cache, slot, position + first, end) if first else attend_all
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             written = heads[:fresh, spec.heads :].view(-1, 2, spec.kv_heads, spec.head_dim)
             cache.layers[layer][:, slot, :, position:end] = written.permute(1, 2, 0, 3)
-            return _with_idle(attend_fed(layer, heads[:fresh, : spec.heads]), idle)
+            begin, attend_fed = (first, attend_last) if layer == spec.layers - 1 else (0, attend_all)
+            return _with_idle(attend_fed(layer, heads[begin:fresh, : spec.heads]), idle)
 
         placed = torch.tensor([*tokens, *[0] * idle])
         positions = functional.pad(torch.arange(position, end), (0, idle))
-        hidden = self._run(placed, positions, attend)
-        if every_row:
-            return self._score(hidden)[:fresh]
-        first = max(fresh - count, 0)
-        return self._score(hidden[first : first + count])[fresh - first - 1 :][:1]
+        scores = self._score(self._run(placed, positions, attend, first))
+        return scores[:fresh] if every_row else scores[fresh - first - 1 :][:1]
 
-    def _run(self, tokens: Tensor, positions: Tensor, attend: WriteAndAttend) -> Tensor:
-        """The residual stream behind the last layer, float32 (rows, hidden_size)."""
+    def _run(self, tokens: Tensor, positions: Tensor, attend: WriteAndAttend, first: int = 0) -> Tensor:
+        """The residual stream behind the last layer of the rows from `first` on, float32 (rows, hidden_size).
+
+        `attend` answers these rows alone in the last layer, and all rows in the others.
+        """
         spec = self._spec
         rows, turned = len(tokens), spec.heads + spec.kv_heads
         turns = self._rope.at(positions)
@@ -115,7 +119,8 @@ class Decoder:
             # Turned in float32, as the tables are, and once for queries and keys.
             heads = layer.qkv(self._normed(hidden)).float().view(rows, turned + spec.kv_heads, spec.head_dim)
             self._rope.turn(heads[:, :turned], turns)
-            hidden = layer.output.add(attend(index, heads.to(self._dtype)), hidden)
+            attended = attend(index, heads.to(self._dtype))
+            hidden = layer.output.add(attended, hidden[first:] if index == spec.layers - 1 else hidden)
             hidden = layer.down.add(layer.gated(self._normed(hidden)), hidden)
         return hidden
 

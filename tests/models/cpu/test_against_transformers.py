@@ -81,6 +81,21 @@ def test_every_logit_of_the_packed_layout(
     assert np.abs(fed - expected[:30]).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("layout", ["fixed", "packed"])
+def test_the_scores_of_the_last_token_alone(
+    layout: str, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    """A feed that is not asked for all rows takes only the last ones through the last layer."""
+    directory = tiny_checkpoint("llama3")
+    loaded = load_cpu(directory, layout=layout, n_positions=256, chunk=200)
+    tokens = _tokens(220, loaded.description.vocab_size)
+    expected = _reference(directory, tokens)
+    for start, stop in ((0, 170), (170, 171), (171, 220)):
+        row = loaded.backend.feed(1, tokens[start:stop], start).rows
+        assert row.shape == (1, loaded.description.vocab_size)
+        assert np.abs(row - expected[stop - 1]).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("piece", [1, 2, 7, 16, 31])
 def test_a_prompt_in_pieces_scores_as_the_whole(
     piece: int, tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]

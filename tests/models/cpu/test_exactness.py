@@ -110,6 +110,15 @@ def test_a_prompt_that_is_held_between_its_pieces_is_not_touched(loaded: Any, fo
     assert _same_bits(sequence.scores, expected)
 
 
+@pytest.mark.parametrize("length", [1, 2, 8])
+def test_the_last_row_is_the_same_where_every_row_is_scored(loaded: Any, length: int) -> None:
+    every = loaded.backend.feed(0, PROMPT[:length], all_logits=True).rows[-1:]
+    last = loaded.backend.feed(1, PROMPT[:length]).rows
+    assert np.allclose(last, every, atol=1e-5)
+    if loaded.description.reuse == "tokens":  # as cuts.py found: feeds of any length compute a row alike
+        assert _same_bits(last, every)
+
+
 def test_repeating_a_step_repeats_its_bits(loaded: Any) -> None:
     for slot in (0, 1):
         loaded.feed(slot, PROMPT)
