@@ -3,9 +3,9 @@
 `EXACT` is one arithmetic for feeds and decodes, in which the numbers of a token are the same bits whether it is fed, in
 whatever pieces, or decoded: it attends over whole blocks of positions, what it may not see is masked, and the query
 rows of a call are padded to a multiple that the kernels treat alike. (Whether they do on this CPU is proven at load:
-rows.py.) `FAST` takes neighbouring slots in one call, and two batched products in place of the library's attention,
-whose kernels are made for many query rows a head and have few here; only a lone row, of which nothing is masked, is
-quicker with those. Its rounding depends on who else is live. Knows the cache, no weights.
+rows.py.) `FAST` takes rows of about one length in one call, and two batched products in place of the library's
+attention, whose kernels are made for many query rows a head and have few here; only a lone row, of which nothing is
+masked, is quicker with those. Its rounding depends on who else is live. Knows the cache, no weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Attend = Callable[[int, Tensor], Tensor]
 
 # Positions that a call attends over come in whole blocks of this many.
 _LENGTH_MULTIPLE = 64
-# Fast feeds attend in blocks of so many positions: less of them is masked in smaller ones, which are more calls.
-_FEED_BLOCK = 128
+# Fast feeds attend in blocks of so many bytes a dimension: less of smaller ones is masked, but they are more calls.
+_FEED_BLOCK = 256
 # Query rows of a call: a remainder of one to three takes another path through the matrix kernels.
 _QUERY_MULTIPLE = 4
 # What one more call costs, in positions of one slot that could be attended over in the same time.
-_CALL_COST = 512
+_CALL_COST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,35 +134,43 @@ EXACT = Attention(step=by_length, feed=fed)
 
 
 def together(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
-    """One call for all slots that lie near each other, idle ones between them included."""
-    runs = [_Lone(cache, live, run[0]) if len(run) == 1 else _Run(cache, live, run) for run in _runs(cache, live)]
-    if runs[0].whole:
-        return runs[0].attend
+    """One call for all rows of about the same length, wherever their slots lie."""
+    groups = [
+        _Lone(cache, live, rows[0]) if len(rows) == 1 else _Group(cache, live, rows)
+        for rows in _groups([cache.rounded(row.position + 1, _LENGTH_MULTIPLE) for row in live])
+    ]
+    if len(groups) == 1:
+        return groups[0].attend
 
     def attend(layer: int, queries: Tensor) -> Tensor:
         attended = torch.empty_like(queries)
-        for run in runs:
-            attended[run.rows] = run.attend(layer, queries)
+        for group in groups:
+            attended[group.rows] = group.attend(layer, queries[group.rows])
         return attended
 
     return attend
 
 
-def _runs(cache: KvCache, live: Sequence[SlotInput]) -> list[list[int]]:
-    """The rows in runs of ascending slots. A row joins the run before it where attending over the slots between them,
-    all to the length of the longest, is cheaper than a call of its own."""
-    runs: list[list[int]] = []
-    first = longest = joined = 0
-    for row in sorted(range(len(live)), key=lambda row: live[row].slot):
-        slot, length = live[row].slot, cache.rounded(live[row].position + 1, _LENGTH_MULTIPLE)
-        wider = (slot + 1 - first) * max(longest, length)
-        if runs and wider <= joined + length + _CALL_COST:
-            runs[-1].append(row)
-            longest, joined = max(longest, length), wider
-        else:
-            runs.append([row])
-            first, longest, joined = slot, length, length
-    return runs
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows in groups, ascending in each, of which the longest sets what all attend over: the cheapest ones, where a
+    group costs a call and its padded positions."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    edges = [at for at in range(len(order)) if not at or lengths[order[at]] != lengths[order[at - 1]]]
+    edges.append(len(order))
+    best = [(0, 0)]  # of the rows before edges[i]: the least cost, and the edge at which the last group begins
+    for stop in range(1, len(edges)):
+        costs = (
+            best[start][0] + _CALL_COST + lengths[order[edges[start]]] * (edges[stop] - edges[start])
+            for start in range(stop)
+        )
+        best.append(min((cost, start) for start, cost in enumerate(costs)))
+    groups = []
+    stop = len(best) - 1
+    while stop:
+        start = best[stop][1]
+        groups.append(sorted(order[edges[start] : edges[stop]]))
+        stop = start
+    return groups
 
 
 class _Lone:
@@ -171,55 +179,43 @@ class _Lone:
     def __init__(self, cache: KvCache, live: Sequence[SlotInput], row: int) -> None:
         self._cache, self._slot, self._length = cache, live[row].slot, live[row].position + 1
         self.rows = torch.tensor([row])
-        self.whole = len(live) == 1
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
-        """`queries` of all live rows; the answer has this one's alone."""
+        """`queries` and the answer: (1, heads, head_dim)."""
         heads, size = queries.shape[1:]
-        own = queries if self.whole else queries[self.rows]
         keys, values = self._cache.spans(layer, self._slot, 1, self._length)
         # The query heads of a group are the kernel's query rows: one pass over their keys serves them all.
-        grouped = own.reshape(1, self._cache.kv_heads, self._cache.group, size)
+        grouped = queries.reshape(1, self._cache.kv_heads, self._cache.group, size)
         return functional.scaled_dot_product_attention(grouped, keys, values).view(1, heads, size)
 
 
-class _Run:
-    """Rows of neighbouring slots, attended for in one call."""
+class _Group:
+    """Rows of any slots, attended for in one call."""
 
     def __init__(self, cache: KvCache, live: Sequence[SlotInput], rows: Sequence[int]) -> None:
-        """`rows` of `live`, by ascending slot."""
         self._cache = cache
-        self._first = live[rows[0]].slot
-        self._slots = live[rows[-1]].slot + 1 - self._first
         self.rows = torch.tensor(rows)
-        self._places = torch.tensor([live[row].slot - self._first for row in rows])
-        # The usual case costs no copies: every row of the step, by its slot, and no slot idle between them.
-        self.whole = len(rows) == len(live) and list(rows) == list(range(self._slots))
-        sees = torch.ones(self._slots, dtype=torch.int64)
-        sees[self._places] = torch.tensor([live[row].position + 1 for row in rows])
+        self._slots = torch.tensor([live[row].slot for row in rows])
+        sees = torch.tensor([live[row].position + 1 for row in rows])
         length = cache.rounded(int(sees.max()), _LENGTH_MULTIPLE)
-        self._spans = cache.flat_spans(self._first, self._slots, length)
+        self._spans = cache.all_spans(length)
         self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], length, cache.dtype)
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
-        """`queries` of all live rows; the answer has the run's own, in its order."""
-        heads, size = queries.shape[1:]
-        placed = queries
-        if not self.whole:
-            placed = queries.new_zeros((self._slots, heads, size)).index_copy_(0, self._places, queries[self.rows])
-        keys, values = self._spans[layer]
-        # The query heads of a group are the rows of one product: one pass over their keys serves them all. The product
-        # copies keys that are not dense, and is slow to copy them transposed.
-        grouped = placed.reshape(self._slots * self._cache.kv_heads, self._cache.group, size)
-        scores = torch.bmm(grouped, keys.contiguous().transpose(1, 2))
+        """`queries` and the answer: (rows, heads, head_dim)."""
+        rows, heads, size = queries.shape
+        # The products copy what is not dense anyway: gathering the slots costs no more, and spares those between them.
+        keys, values = (each.index_select(0, self._slots).flatten(0, 1) for each in self._spans[layer])
+        # The query heads of a group are the rows of one product: one pass over their keys serves them all.
+        grouped = queries.reshape(rows * self._cache.kv_heads, self._cache.group, size)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))
         weights = torch.add(self._mask, scores, alpha=size**-0.5).softmax(-1)
-        attended = torch.bmm(weights, values).view(self._slots, heads, size)
-        return attended if self.whole else attended[self._places]
+        return torch.bmm(weights, values).view(rows, heads, size)
 
 
 def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
     """The tokens of a feed block by block, so that what one may see is about what it attends over."""
-    bounds = _blocks(start, stop, _FEED_BLOCK)
+    bounds = _blocks(start, stop, _FEED_BLOCK // cache.dtype.itemsize)
     lengths = [cache.rounded(end, _LENGTH_MULTIPLE) for _, end in bounds]
     seen = [torch.arange(begin + 1, end + 1).repeat_interleave(cache.group) for begin, end in bounds]
     masks = [_mask(sees, length, cache.dtype) for sees, length in zip(seen, lengths, strict=True)]
@@ -232,8 +228,10 @@ def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
         parts = []
         for mask, length, part in zip(masks, lengths, torch.split(grouped, sizes, 1), strict=True):
             keys, values = (each[0] for each in cache.spans(layer, slot, 1, length))
-            weights = torch.add(mask, torch.bmm(part, keys.contiguous().transpose(1, 2)), alpha=size**-0.5).softmax(-1)
-            parts.append(torch.bmm(weights, values))
+            # A product of bfloat16 copies keys that are not dense, and is slow to copy them transposed.
+            dense = keys if keys.dtype == torch.float32 else keys.contiguous()
+            scores = torch.baddbmm(mask, part, dense.transpose(1, 2), alpha=size**-0.5)
+            parts.append(torch.bmm(scores.softmax(-1), values))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return attended.view(cache.kv_heads, tokens, cache.group, size).transpose(0, 1).reshape(tokens, heads, size)
 

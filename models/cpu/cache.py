@@ -20,8 +20,6 @@ Spans = tuple[tuple[Tensor, Tensor], ...]
 
 # Rows of every slot begin on a cache line at any head_dim: kernels may round differently by alignment.
 _POSITION_MULTIPLE = 16
-# Spans whose views are kept for the next step; a few, since steps ask for the same ones until they are longer.
-_KEPT_SPANS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class KvCache:
         self.kv_heads = spec.kv_heads
         self.group = spec.heads // spec.kv_heads  # query heads a key-value head
         self._padded = padded
-        self._flat: dict[tuple[int, int, int], Spans] = {}
+        self._all_spans: dict[int, Spans] = {}
         # What a row of a step writes, from its slot's first position on: the heads of its keys, then of its values.
         parts = torch.arange(2)[:, None] * slots * spec.kv_heads + torch.arange(spec.kv_heads)
         self._parts = parts.flatten() * padded
@@ -57,18 +55,13 @@ class KvCache:
         keys, values = self.layers[layer][:, first : first + slots, :, :length].unbind(0)
         return keys, values
 
-    def flat_spans(self, first: int, slots: int, length: int) -> Spans:
-        """`spans` of every layer, slots and heads in one dimension: (slots * kv_heads, length, head_dim) each.
-
-        Kept from step to step: five views a layer take as long to make as the softmax over them.
-        """
-        key = first, slots, length
-        if key not in self._flat:
-            if len(self._flat) == _KEPT_SPANS:
-                self._flat.clear()
-            spans = (self.spans(layer, *key) for layer in range(len(self.layers)))
-            self._flat[key] = tuple((keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in spans)
-        return self._flat[key]
+    def all_spans(self, length: int) -> Spans:
+        """`spans` of all slots in every layer. Kept from step to step: steps ask for the same ones, and four views a
+        layer take as long to make as the softmax over them."""
+        if length not in self._all_spans:
+            layers, slots = range(len(self.layers)), len(self._tokens)
+            self._all_spans[length] = tuple(self.spans(layer, 0, slots, length) for layer in layers)
+        return self._all_spans[length]
 
     def rounded(self, length: int, multiple: int) -> int:
         """`length` rounded up to `multiple` as far as there are positions."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from models.cpu.attention import EXACT, FAST
+from models.cpu.attention import _CALL_COST, EXACT, FAST, _groups
 from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 from models.spec import ModelSpec, read_spec
@@ -37,8 +40,8 @@ def cache(request: pytest.FixtureRequest, spec: ModelSpec) -> KvCache:
         ((0, 1, 2), (3, 70, 9)),
         ((2, 3, 4, 5), (0, 303, 63, 64)),
         ((4, 1, 3), (5, 6, 80)),  # out of order, with one idle between them
-        ((5, 0), (10, 20)),  # far apart
-        ((0, 5, 4), (90, 1, 2)),  # a long one, and two short ones beyond idle slots
+        ((5, 0), (10, 20)),
+        ((0, 5, 4), (90, 1, 2)),
         ((3,), (40,)),
         ((3,), (300,)),
         ((5, 1), (300, 0)),  # each alone
@@ -53,8 +56,7 @@ def test_all_at_once_is_each_alone(
     _assert_near(FAST.step(cache, live)(1, queries), EXACT.step(cache, live)(1, queries))
 
 
-def test_slots_far_apart_are_attended_for_in_calls_of_their_own(spec: ModelSpec) -> None:
-    """A call for all would read what the idle slots between them hold."""
+def test_slots_that_are_not_live_are_not_read(spec: ModelSpec) -> None:
     cache = KvCache(spec, 64, 96, torch.float32)
     slots = (63, 0, 1, 62)
     for layer in cache.layers:
@@ -64,6 +66,28 @@ def test_slots_far_apart_are_attended_for_in_calls_of_their_own(spec: ModelSpec)
     queries = _queries(len(live), spec, cache)
 
     _assert_near(FAST.step(cache, live)(0, queries), EXACT.step(cache, live)(0, queries))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40).map(lambda blocks: 64 * blocks), min_size=1, max_size=7))
+def test_no_other_groups_of_the_rows_are_cheaper(lengths: list[int]) -> None:
+    def cost(groups: Sequence[Sequence[int]]) -> int:
+        return sum(_CALL_COST + len(group) * max(lengths[row] for row in group) for group in groups)
+
+    groups = _groups(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert all(group == sorted(group) for group in groups)
+    # By descending length, some cut is the best one: swapping two rows across a cut never lowers a group's longest.
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    cuts = itertools.chain.from_iterable(
+        itertools.combinations(range(1, len(lengths)), count) for count in range(len(lengths))
+    )
+    others = ([order[a:b] for a, b in itertools.pairwise((0, *cut, len(lengths)))] for cut in cuts)
+    assert cost(groups) == min(map(cost, others))
+
+
+def test_rows_of_one_length_are_one_group_in_their_own_order() -> None:
+    assert _groups([128] * 5) == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(

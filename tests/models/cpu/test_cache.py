@@ -64,23 +64,13 @@ def test_keys_and_values_of_a_slot_are_views_of_its_layer(cache: KvCache) -> Non
     assert cache.spans(1, 0, 3, 5)[0].flatten(0, 1).data_ptr() == cache.layers[1].data_ptr()
 
 
-def test_flat_spans_are_views_of_every_layer_and_are_kept(cache: KvCache) -> None:
-    for layer in cache.layers:
-        layer.copy_(torch.randn(layer.shape))
-    flat = cache.flat_spans(1, 2, 5)
-    for layer, pair in enumerate(flat):
-        for part, expected in zip(pair, cache.spans(layer, 1, 2, 5), strict=True):
-            assert torch.equal(part, expected.flatten(0, 1))
-            assert part.data_ptr() == expected.data_ptr()
-    assert cache.flat_spans(1, 2, 5) is flat
-    assert cache.flat_spans(0, 2, 5)[0][0].data_ptr() == cache.layers[0].data_ptr()
-
-
-def test_few_flat_spans_are_kept(cache: KvCache) -> None:
-    first = cache.flat_spans(0, 1, 1)
-    for length in range(2, 20):
-        assert len(cache.flat_spans(0, 1, length)) == SPEC.layers
-    assert cache.flat_spans(0, 1, 1) is not first
+def test_the_spans_of_all_slots_are_views_of_every_layer_and_are_kept(cache: KvCache) -> None:
+    spans = cache.all_spans(5)
+    for layer, pair in enumerate(spans):
+        for part, expected in zip(pair, cache.spans(layer, 0, 3, 5), strict=True):
+            assert part.shape == (3, SPEC.kv_heads, 5, SPEC.head_dim)
+            assert (part.data_ptr(), part.stride()) == (expected.data_ptr(), expected.stride())
+    assert cache.all_spans(5) is spans
 
 
 def test_every_slot_begins_on_a_cache_line() -> None:
