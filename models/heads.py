@@ -1,10 +1,8 @@
-"""Draws at once for all rows of which top-k leaves few tokens: what most streams of a step spend their sampling on.
+"""The likeliest tokens of rows, where they suffice: what most streams of a step spend their sampling on.
 
-The head of a row, its likeliest tokens, is found row by row, at the speed of memory (models/draws.py). What follows
-works on a few dozen numbers a row, where a call of numpy costs more than its arithmetic: so all rows share the calls.
-
-Heads are of different lengths and are padded to the longest. An answer does not hang on that: sums run one after the
-other, in float64, and what is padded weighs nothing. Equal, then, are the draws of a row alone and in any company.
+Heads are found at the speed of memory, whole rows at a time. What follows works on a few dozen numbers a row, where a
+call of numpy costs more than its arithmetic: so all rows of a step share the calls. Heads are of different lengths and
+are padded to the longest.
 """
 
 from __future__ import annotations
@@ -14,137 +12,146 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from models.draws import Choice, Doubles, Floats, Ids, largest, positive
-from models.protocol import SamplingParams
+from models.draws import LOWEST, NARROW, Asked, Choice, Doubles, Flags, Floats, Ids
+from models.filters import Survivors, draw, typical
+from models.selection import Ragged, largest, ranking
 
-Flags = npt.NDArray[np.bool_]
-
-# A longer one is left to its row: all others would be padded to it.
-_LONGEST = 2048
 # So many more than top-k are listed: of two neighbours on the border, tempering may make one number.
-_BEYOND = 16
+BEYOND = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The likeliest entries of one row after its penalties, before the temperature.
+class Unlisted:
+    """What is known of the entries of each tempered row that its head leaves out, shape (rows,).
 
-    `ids` ascend; `values` are finite; the row's highest is `highest`. No unlisted value is above `bound` (-inf:
-    nothing that counts is unlisted).
+    None of them is above `bounds`; -inf: nothing that counts is left out. The weight of the whole row is `mass`, or
+    lies between that and `most`; where top-k comes first, nobody asks.
     """
+
+    bounds: Floats
+    mass: Doubles
+    most: Doubles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The likeliest entries of raw rows, one row after the other, in ascending id. `sizes`: how many are of each row;
+    `highest` of each; no unlisted one is above `bounds`; `mass` of the whole row at its temperature, 0 for top-k."""
 
     ids: Ids
     values: Floats
-    highest: float
-    bound: float
+    sizes: Ids
+    highest: Floats
+    bounds: Floats
+    mass: Doubles
 
+    @classmethod
+    def joined(cls, heads: Sequence[Heads]) -> Heads:
+        if len(heads) == 1:
+            return heads[0]
+        return cls(
+            np.concatenate([each.ids for each in heads]),
+            np.concatenate([each.values for each in heads]),
+            np.concatenate([each.sizes for each in heads]),
+            np.concatenate([each.highest for each in heads]),
+            np.concatenate([each.bounds for each in heads]),
+            np.concatenate([each.mass for each in heads]),
+        )
 
-def takes(params: SamplingParams) -> bool:
-    """Whether a head can decide: only top-k asks for nothing but the order of a row, and typical-p for all of it."""
-    return params.do_sample and params.top_k > 0 and params.typical_p >= 1.0
-
-
-def head(row: Floats, highest: float, top_k: int) -> Head | None:
-    """The `top_k` largest entries of a whole row and their ties; None where they are not few."""
-    if top_k > min(_LONGEST, row.size):
-        return None
-    for count in (min(top_k + _BEYOND, row.size), top_k):
-        ids, bound = largest(row, count)
-        if ids.size <= _LONGEST:
-            return Head(ids, row[ids], highest, bound)
-    return None
-
-
-def draw_heads(
-    heads: Sequence[Head], params: Sequence[SamplingParams], numbers: Sequence[float]
-) -> list[Choice | None]:
-    """Temperature, top-k, top-p and the draw by number i in [0, 1) of head i, as `params[i]` say.
-
-    None for a head that does not hold all that top-k may keep: it is too short, or tempering made its last equal to an
-    unlisted one.
-    """
-    ids, values = _padded(heads)
-    values, bounds = _tempered(values, heads, params)
-    order = np.argsort(-values, axis=1, kind="stable")
-    ranked = np.take_along_axis(values, order, axis=1)
-    top_k = np.array([each.top_k for each in params])
-    sizes = np.array([each.ids.size for each in heads])
-    width = values.shape[1]
-    border = ranked[np.arange(len(heads)), np.minimum(top_k, width) - 1]
-    decided = (bounds == -math.inf) | ((top_k <= sizes) & (border > bounds))
-    kept, weights = _kept(ranked, border, np.array([each.top_p for each in params]))
-
-    survivors = np.zeros(values.shape)
-    np.put_along_axis(survivors, order, weights, axis=1)
-    index, masses = _picked(survivors, np.array(numbers))
-    choices: list[Choice | None] = []
-    for row, (each, at, mass) in enumerate(zip(params, index.tolist(), masses.tolist(), strict=True)):
-        if not decided[row]:
-            choices.append(None)
-            continue
-        log_mass = math.log(mass)
-        top = _top(ids[row, order[row]], ranked[row], kept[row], each.top_n_tokens, log_mass)
-        choices.append(Choice(int(ids[row, at]), float(values[row, at]) - log_mass, top))
-    return choices
-
-
-def _padded(heads: Sequence[Head]) -> tuple[Ids, Floats]:
-    """(rows, longest head): ids and values, what is padded -inf."""
-    sizes = np.array([each.ids.size for each in heads])
-    listed = np.arange(sizes.max()) < sizes[:, np.newaxis]
-    ids = np.zeros(listed.shape, dtype=np.int64)
-    values = np.full(listed.shape, -math.inf, dtype=np.float32)
-    ids[listed] = np.concatenate([each.ids for each in heads])
-    values[listed] = np.concatenate([each.values for each in heads])
-    return ids, values
-
-
-def _tempered(values: Floats, heads: Sequence[Head], params: Sequence[SamplingParams]) -> tuple[Floats, Floats]:
-    """As draws.tempered: the values, and the bounds of what is unlisted, shape (rows,)."""
-    highest = np.array([each.highest for each in heads], dtype=np.float32)
-    bounds = np.array([each.bound for each in heads], dtype=np.float32)
-    temperature = np.array([positive(each.temperature) for each in params])
-    with np.errstate(over="ignore"):
-        return (
-            (values - highest[:, np.newaxis]) / temperature[:, np.newaxis],
-            (bounds - highest) / temperature,
+    def of(self, rows: Flags) -> Heads:
+        """The heads of these rows alone."""
+        if rows.all():
+            return self
+        mine = np.repeat(rows, self.sizes)
+        return Heads(
+            self.ids[mine], self.values[mine], self.sizes[rows], self.highest[rows], self.bounds[rows], self.mass[rows]
         )
 
 
-def _kept(ranked: Floats, border: Floats, top_p: Doubles) -> tuple[Flags, Doubles]:
-    """What top-k and top-p leave of rows in descending order: always their first few. The weights of others are 0.
+def heads_of(rows: Floats, highest: Floats, counts: Ids, size: int, mass: Doubles | None = None) -> Heads:
+    """The `counts` likeliest of raw rows (rows, vocab_size), all of the group_size `size`, and their ties."""
+    entries, bounds = largest(rows, counts, size)
+    ids = entries.flat - np.repeat(np.arange(len(rows)) * rows.shape[1], entries.sizes)
+    mass = np.zeros(len(rows)) if mass is None else mass
+    return Heads(ids, rows.take(entries.flat), entries.sizes, highest, bounds, mass)
+
+
+def few(heads: Heads) -> Flags:
+    """Which heads are drawn from: all others would be padded to one whose ties are beyond measure."""
+    found: Flags = heads.sizes <= NARROW
+    return found
+
+
+def reaching(heads: Heads, weights: Floats, top_p: Doubles) -> Flags:
+    """Which heads come to a share of top-p; `weights` of the whole rows."""
+    owners = np.repeat(np.arange(heads.sizes.size), heads.sizes)
+    listed = np.bincount(owners, weights[owners, heads.ids], minlength=heads.sizes.size)
+    found: Flags = listed >= top_p * heads.mass
+    return found
+
+
+def draw_heads(heads: Heads, asked: Asked) -> list[Choice | None]:
+    """As draw_listed."""
+    entries, width = Ragged(heads.ids, heads.sizes), int(heads.sizes.max())
+    ids, values = entries.padded(heads.ids, width, 0), entries.padded(heads.values, width, -math.inf)
+    temperature = asked.temperature
+    values = (values - heads.highest[:, np.newaxis]) / temperature[:, np.newaxis]
+    return draw_listed(ids, values, Unlisted((heads.bounds - heads.highest) / temperature, heads.mass), asked)
+
+
+def draw_listed(ids: Ids, values: Floats, unlisted: Unlisted, asked: Asked) -> list[Choice | None]:
+    """One Choice a row of (rows, longest head), what is padded -inf. None for a row that does not list all that its
+    filters may keep: it is too short, or tempering made its last equal to an unlisted one."""
+    places = ranking(values)
+    weights, kept, decided = _ranked(values.take(places), unlisted, asked)
+    left = Survivors(values, np.empty_like(values), None)
+    left.weights.reshape(-1)[places] = weights
+    if asked.lists:
+        left.kept = np.empty(values.shape, dtype=np.bool_)
+        left.kept.reshape(-1)[places] = kept
+    if asked.typical:
+        rows = np.flatnonzero(asked.typical_p < 1.0)
+        near = values >= LOWEST
+        near[rows] = typical(values[rows], left.weights[rows], left.total()[rows], asked.typical_p[rows])
+        left.keep(near)
+    drawn = draw(left, asked, ids)
+    return [choice if sure else None for choice, sure in zip(drawn, decided.tolist(), strict=True)]
+
+
+def _ranked(ranked: Floats, unlisted: Unlisted, asked: Asked) -> tuple[Floats, Flags, Flags]:
+    """What top-k and top-p leave of rows in descending order, always their first few: the weights, 0 of the others;
+    which are left; and which rows are decided.
 
     Top-k keeps all ties at its border. Top-p keeps those ahead of which less than its share lies, and the first;
     equals are in ascending id.
     """
-    kept = (ranked >= border[:, np.newaxis]) & (ranked > -math.inf)
-    with np.errstate(under="ignore"):
-        weights = np.where(kept, np.exp(ranked), np.float32(0.0)).astype(np.float64)
-    running = np.cumsum(weights, axis=1)
-    ahead = np.zeros_like(running)
-    ahead[:, 1:] = running[:, :-1]
-    nucleus = ahead < top_p[:, np.newaxis] * running[:, -1:]
-    nucleus[:, 0] = True
-    nucleus[top_p >= 1.0] = True
-    kept &= nucleus
-    return kept, np.where(kept, weights, 0.0)
+    every, width = np.arange(len(ranked)), ranked.shape[1]
+    top_k = asked.top_k
+    cut = top_k > 0
+    # Nothing that a row does not list may be as high as the last entry that is kept for sure.
+    edge = np.where(cut, ranked[every, np.minimum(top_k, width) - 1], np.float32(-math.inf))
+    kept = ranked >= edge[:, np.newaxis]
+    weights = np.exp(ranked)
+    weights *= kept
+    decided = edge > unlisted.bounds
+    if asked.nucleus:
+        running = weights.astype(np.float64).cumsum(axis=1)
+        listed = running[:, -1]
+        target = asked.top_p * np.where(cut, listed, unlisted.mass)
+        size = _reached(running, target)
+        edge = np.where(cut, edge, ranked[every, size - 1])
+        decided = (edge > unlisted.bounds) & (cut | (listed >= target))
+        if unlisted.most is not None:
+            most = asked.top_p * unlisted.most
+            decided &= cut | ((listed >= most) & (_reached(running, most) == size))
+        inside = np.arange(width) < size[:, np.newaxis]
+        weights *= inside
+        kept &= inside
+    return weights, kept, decided | (unlisted.bounds == -math.inf)
 
 
-def _picked(weights: Doubles, numbers: Doubles) -> tuple[Ids, Doubles]:
-    """(index, whole) a row: where the running sum first exceeds its number's share of the whole (draws.pick)."""
-    running = np.cumsum(weights, axis=1)
-    whole = running[:, -1]
-    # No number below 1 carries the share up to the whole, so there is an entry behind it, and it weighs something.
-    return np.count_nonzero(running <= (numbers * whole)[:, np.newaxis], axis=1), whole
-
-
-def _top(ids: Ids, ranked: Floats, kept: Flags, count: int, log_mass: float) -> tuple[tuple[int, float], ...]:
-    """The `count` best survivors with all ties at the border; all arguments in descending order."""
-    if not count:
-        return ()
-    survivors = int(np.count_nonzero(kept))
-    if count < survivors:
-        survivors = int(np.count_nonzero(ranked[:survivors] >= ranked[count - 1]))
-    return tuple((int(ids[i]), float(ranked[i]) - log_mass) for i in range(survivors))
+def _reached(running: Doubles, targets: Doubles) -> Ids:
+    """How many entries of each row have less than its target ahead of them, and the first."""
+    size: Ids = (running[:, :-1] < targets[:, np.newaxis]).sum(axis=1) + 1
+    return size

@@ -27,7 +27,7 @@ _HEADER = struct.Struct("<I")
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn; the neutral value of a filter means that it is off.
 
-    `seed` keys the random numbers (models/draws.py: uniform); each of best_of has one of its own.
+    `seed` keys the random numbers (models/draws.py: Numbers); each of best_of has one of its own.
     """
 
     do_sample: bool = False

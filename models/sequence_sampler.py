@@ -9,11 +9,12 @@ Rules, with their sources:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from models.draws import Floats, Ids, positive, uniform
+from models.draws import LOWEST, Asked, Floats, Ids, Numbers, positive
 from models.matcher import Matcher
 from models.protocol import SamplingParams
 
@@ -35,6 +36,10 @@ class SequenceSampler:
         self.params = params
         self.matcher = matcher
         self.drawn = 0
+        self._numbers = Numbers(params.seed)
+        # What the next draw asks for, as Asked takes it.
+        top_p = params.top_p if params.top_p < 1.0 else math.inf
+        self.asked = (positive(params.temperature), params.top_k, top_p, params.typical_p, params.top_n_tokens)
         self.penalised = (
             params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
         )
@@ -79,24 +84,47 @@ class SequenceSampler:
 
     def uniform(self) -> float:
         """The random number of the next token."""
-        return uniform(self.params.seed, self.drawn)
+        return self._numbers.at(self.drawn)
 
 
-def penalised(row: Floats, sampler: SequenceSampler) -> Floats:
-    row = row.copy()
-    ids, counts = sampler.penalties()
-    row[ids] = penalise(row[ids], counts, sampler.params)
-    return row
+def asked_of(samplers: Sequence[SequenceSampler]) -> Asked:
+    """What the next tokens of these sequences ask for, and their random numbers; a greedy one has none."""
+    return Asked.of([(*each.asked, each.uniform() if each.params.do_sample else 0.0) for each in samplers])
 
 
-def penalise(logits: Floats, counts: Floats, params: SamplingParams) -> Floats:
-    """The three penalties on the logits of tokens that occurred; `counts` says how often each was generated."""
-    with np.errstate(over="ignore"):
-        penalty = positive(params.repetition_penalty)
-        moved = np.where(logits < 0, logits * penalty, logits / penalty)
-        moved -= np.float32(params.frequency_penalty) * counts
-        moved -= np.where(counts > 0, np.float32(params.presence_penalty), np.float32(0.0))
+def penalise_rows(rows: Floats, samplers: Sequence[SequenceSampler]) -> None:
+    """Change raw rows, float32 (rows, vocab_size) and contiguous, by their penalties."""
+    owners, ids, counts = touched(samplers)
+    places, flat = owners * rows.shape[1] + ids, rows.reshape(-1)
+    flat[places] = penalise(flat[places], counts, owners, samplers)
+
+
+def mask_rows(rows: Floats, samplers: Sequence[SequenceSampler]) -> None:
+    """Rule out what their grammars, which all of them have, do not allow."""
+    allowed = np.stack([each.matcher.allowed(rows.shape[1]) for each in samplers if each.matcher is not None])
+    np.copyto(rows, np.float32(-math.inf), where=~allowed)
+
+
+def touched(samplers: Sequence[SequenceSampler]) -> tuple[Ids, Ids, Floats]:
+    """(owners, ids, counts): what penalties touch in all of these sequences; see SequenceSampler.penalties."""
+    each = [sampler.penalties() for sampler in samplers]
+    owners = np.repeat(np.arange(len(samplers)), [ids.size for ids, _ in each])
+    return owners, np.concatenate([ids for ids, _ in each]), np.concatenate([counts for _, counts in each])
+
+
+def penalise(logits: Floats, counts: Floats, owners: Ids, samplers: Sequence[SequenceSampler]) -> Floats:
+    """The three penalties on the logits of tokens that occurred: each one in the sequence samplers[owners[i]], where it
+    was generated counts[i] times."""
+    params = [each.params for each in samplers]
+    repetition = np.array([positive(each.repetition_penalty) for each in params], dtype=np.float32)
+    frequency = np.array([each.frequency_penalty for each in params], dtype=np.float32)
+    presence = np.array([each.presence_penalty for each in params], dtype=np.float32)
+    factors = repetition.take(owners)
+    moved = np.where(logits < 0, logits * factors, logits / factors)
+    if frequency.any():
+        moved -= frequency.take(owners) * counts
+    if presence.any():
+        moved -= presence.take(owners) * (counts > 0)
     # An absurd penalty may not turn a finite row into one without an answer; what was masked stays masked.
-    limit = np.finfo(np.float32).max
-    clipped: Floats = np.where(np.isneginf(logits), logits, np.clip(moved, -limit, limit))
+    clipped: Floats = np.where(np.isneginf(logits), logits, np.clip(moved, LOWEST, -LOWEST))
     return clipped

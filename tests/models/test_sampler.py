@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import sampler as sampler_module
 from models.backend import Candidates, Logits, TokenIds
-from models.draws import Choice, best, largest, pick, reach, uniform
+from models.draws import Choice, Numbers
 from models.protocol import SamplingParams
 from models.sampler import choose, sample
 from models.sequence_sampler import SequenceSampler
@@ -71,7 +73,7 @@ def reference(row: Row, params: SamplingParams, prompt: Sequence[int], emitted: 
         kept = typical_reference(kept, values, weights, params.typical_p)
     kept.sort()
     total = math.fsum(weights[kept])
-    target = uniform(params.seed, len(emitted)) * total
+    target = Numbers(params.seed).at(len(emitted)) * total
     running, token = 0.0, kept[-1]
     for i in kept:
         running += float(weights[i])
@@ -107,11 +109,10 @@ def nucleus_reference(kept: list[int], values: Row, weights: Row, p: float) -> l
 
 
 def typical_reference(kept: list[int], values: Row, weights: Row, p: float) -> list[int]:
-    # Equal distances hang on the last bit, so this much is computed as the sampler does.
-    total = float(weights[kept].sum(dtype=np.float64))
-    entropy = math.log(total) - float(np.einsum("i,i->", weights[kept], values[kept], dtype=np.float64)) / total
-    expected = np.float32(math.log(total) - entropy)
-    distance = {i: abs(expected - values[i]) for i in kept}
+    # The distance of surprise and entropy is that of a value and the mean value.
+    total = math.fsum(weights[kept])
+    mean = np.float32(math.fsum(float(weights[i]) * float(values[i]) for i in kept) / total)
+    distance = {i: abs(mean - values[i]) for i in kept}
     reached, border = 0.0, np.float32(0.0)
     for i in sorted(kept, key=lambda i: (distance[i], i)):
         border = distance[i]
@@ -366,26 +367,6 @@ def test_filters_equal_those_of_transformers() -> None:
 # --- the draw -------------------------------------------------------------------------------------------------------
 
 
-def test_the_draw_inverts_the_cumulative_distribution_in_ascending_id() -> None:
-    weights = row_of(1.0, 0.0, 2.0, 1.0)
-
-    assert [pick(weights, u)[0] for u in (0.0, 0.2499, 0.25, 0.74, 0.75, 1 - 2**-53)] == [0, 0, 2, 2, 3, 3]
-
-
-@given(
-    st.lists(st.sampled_from([0.0, 1e-30, 1e-3, 1.0]), min_size=1, max_size=1600).filter(any),
-    st.floats(0, 1, exclude_max=True),
-)
-def test_the_draw_never_picks_what_weighs_nothing(weights: list[float], number: float) -> None:
-    index, whole = pick(np.array(weights, dtype=np.float32), number)
-
-    assert weights[index] > 0.0
-    total = math.fsum(weights)
-    assert whole == pytest.approx(total, rel=1e-6)
-    assert math.fsum(weights[:index]) <= number * total + 1e-6 * total
-    assert math.fsum(weights[: index + 1]) >= number * total - 1e-6 * total
-
-
 @pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.999}])
 def test_draws_follow_the_distribution(filters: dict[str, float]) -> None:
     probabilities = np.array([0.4, 0.3, 0.2, 0.06, 0.04])
@@ -400,13 +381,13 @@ def test_draws_follow_the_distribution(filters: dict[str, float]) -> None:
 
 
 def test_numbers_depend_on_seed_and_index_alone() -> None:
-    seen = {uniform(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(200)}
+    seen = {Numbers(seed).at(index) for seed in (0, 1, 2**64 - 1) for index in range(200)}
 
     assert len(seen) == 600
     assert all(0.0 <= number < 1.0 for number in seen)
     # Pinned: a server that is upgraded goes on with the same numbers.
-    assert uniform(42, 0) == 0.8201981478608876
-    assert uniform(42, 7) == 0.4074136540795371
+    assert Numbers(42).at(0) == 0.8201981478608876
+    assert Numbers(42).at(7) == 0.4074136540795371
 
 
 @given(rows(st.integers(2, 600)), st.integers(0, 2**64 - 1), st.integers(0, 12))
@@ -422,14 +403,98 @@ def test_a_replayed_sequence_goes_on_with_the_same_tokens(row: Row, seed: int, c
     assert [sample(rows_, [replayed], no_full)[0].token for _ in range(cut, 12)] == tokens[cut:]
 
 
-@given(st.lists(rows(st.just(700)), min_size=2, max_size=5), st.data())
-@settings(max_examples=50, deadline=None)
-def test_a_row_is_answered_the_same_whatever_its_neighbours(batch: list[Row], data: st.DataObject) -> None:
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_all_kinds_of_rows_together_equal_the_reference_and_each_of_them_alone(data: st.DataObject) -> None:
+    size = data.draw(sizes)
+    batch = data.draw(st.lists(rows(st.just(size)), min_size=2, max_size=12))
     params = [data.draw(sampling()) for _ in batch]
+    said = [data.draw(histories(size)) for _ in batch]
+    broken = data.draw(st.sets(st.integers(0, len(batch) - 1), max_size=2))
+    for row in broken:
+        batch[row][data.draw(st.integers(0, size - 1))] = data.draw(st.sampled_from([INF, math.nan]))
 
-    together = sample(Logits(np.stack(batch)), [SequenceSampler(p, (1, 2)) for p in params], no_full)
+    check_together(batch, params, said, broken)
 
-    assert together == [draw(row, p, (1, 2)) for row, p in zip(batch, params, strict=True)]
+
+@settings(max_examples=6, deadline=None)
+@given(st.data())
+def test_they_do_so_at_the_size_of_a_real_vocabulary(data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from([49_152, 50_257]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    batch = [data.draw(rows(st.just(size))) for _ in range(4)]
+    batch += [random.normal(0.0, deviation, size).astype(np.float32) for deviation in (0.1, 2.5)]
+    params = [data.draw(sampling()) for _ in batch]
+    said = [data.draw(histories(size)) for _ in batch]
+
+    check_together(batch, params, said, set())
+
+
+def check_together(
+    batch: list[Row], params: list[SamplingParams], said: list[tuple[list[int], list[int]]], broken: set[int]
+) -> None:
+    samplers = [SequenceSampler(p, *tokens) for p, tokens in zip(params, said, strict=True)]
+
+    together = sample(Logits(np.stack(batch)), samplers, no_full)
+
+    for row, (choice, values, asked, tokens) in enumerate(zip(together, batch, params, said, strict=True)):
+        assert choice == draw(values, asked, *tokens)  # the same bits
+        assert choice.finite is (row not in broken)
+        if choice.finite:
+            expected = reference(values, asked, *tokens)
+            assert choice.token == expected.token
+            assert choice.logprob == pytest.approx(expected.logprob(choice.token), rel=1e-5, abs=1e-5)
+            check_top(choice, expected, asked.top_n_tokens)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_candidates_of_many_rows_are_answered_as_each_of_them_alone(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 400))
+    batch = np.stack(data.draw(st.lists(rows(st.just(size)), min_size=2, max_size=6)))
+    params = [data.draw(sampling()) for _ in batch]
+    said = [data.draw(histories(size)) for _ in batch]
+    count = data.draw(st.sampled_from([1, 4, 32, 128]))
+    parts = [candidates_of(row, count) for row in batch]
+    scores = Candidates(
+        np.concatenate([p.ids for p in parts]),
+        np.concatenate([p.values for p in parts]),
+        np.concatenate([p.normalisers for p in parts]),
+    )
+
+    samplers = [SequenceSampler(p, *tokens) for p, tokens in zip(params, said, strict=True)]
+    together = sample(scores, samplers, lambda indices: Logits(batch[indices]))
+
+    for row, (choice, part) in enumerate(zip(together, parts, strict=True)):
+        sampler = SequenceSampler(params[row], *said[row])
+        alone = sample(part, [sampler], lambda _, row=row: Logits(batch[row : row + 1]))  # type: ignore[misc]
+        assert [choice] == alone
+
+
+def test_rows_share_their_calls_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("greedy", "unfiltered", "filtered", "heads_of", "draw_heads"):
+        original = getattr(sampler_module, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(sampler_module, name, counted)
+    ways = [
+        {"do_sample": False},
+        {"temperature": 0.7},
+        {"top_k": 5, "top_p": 0.5},
+        {"top_p": 0.5},
+        {"typical_p": 0.5},
+    ]
+    params = [SamplingParams(**{"do_sample": True, **way}) for way in ways for _ in range(8)]  # type: ignore[arg-type]
+    random = np.random.default_rng(1)
+    scores = random.normal(0.0, 6.0, (len(params), 2000)).astype(np.float32)
+
+    sample(Logits(scores), [SequenceSampler(each, ()) for each in params], no_full)
+
+    assert calls == {"greedy": 1, "unfiltered": 1, "filtered": 1, "heads_of": 2, "draw_heads": 1}
 
 
 def test_sampling_leaves_the_backends_rows_alone() -> None:
@@ -557,49 +622,6 @@ def test_tokens_sampled_on_the_device_pass_through_with_logprob_zero() -> None:
 
     assert sample(TokenIds(np.array([17])), [sampler], no_full) == [Choice(17, 0.0)]
     assert sampler.drawn == 1
-
-
-# --- the short list -------------------------------------------------------------------------------------------------
-
-
-@given(rows(), st.integers(1, 300))
-@settings(max_examples=200, deadline=None)
-def test_the_short_list_holds_the_largest_and_bounds_the_rest(values: Row, count: int) -> None:
-    ids, bound = largest(values, count)
-
-    listed = np.zeros(values.size, dtype=np.bool_)
-    listed[ids] = True
-    finite = values > -INF
-    assert np.all(np.diff(ids) > 0)
-    assert listed.sum() >= min(count, finite.sum())
-    assert np.all(values[~listed] <= bound)
-    assert np.all(values[listed] > bound)
-
-
-def test_the_best_of_a_list_too_short_to_know_them_is_unknown() -> None:
-    ids, values = np.array([2, 5]), row_of(1.0, 3.0)
-
-    assert best(ids, values, 1.0, 1) == ((5, 3.0),)
-    assert best(ids, values, 1.0, 2) is None
-
-
-@given(st.integers(1, 20_000).flatmap(lambda size: rows(st.just(size))), st.floats(1e-9, 1.0))
-@settings(max_examples=150, deadline=None)
-def test_the_border_is_where_the_running_weight_reaches_the_target(values: Row, share: float) -> None:
-    keys = values[values > -INF] - values.max()
-    weights = np.exp(keys)[::-1].copy() if share > 0.5 else np.exp(keys)  # weights that do not follow the keys as well
-    target = share * float(weights.sum(dtype=np.float64))
-
-    border, count = reach(keys, weights, float(weights.sum(dtype=np.float64)), target)
-
-    order = np.argsort(-keys, kind="stable")
-    assert border == keys[order[count - 1]]
-    slack = 1e-9 * float(weights.sum(dtype=np.float64))
-    ahead = weights[keys > border].sum(dtype=np.float64)
-    assert ahead < target + slack or count == 1
-    assert ahead + weights[keys == border].sum(dtype=np.float64) >= target - slack
-    if np.count_nonzero(keys == border) == 1:
-        assert count == np.count_nonzero(keys >= border)
 
 
 def test_choose_does_not_advance() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backend import Candidates, Logits
-from models.draws import Choice, uniform
+from models.draws import Choice, Numbers
 from models.matcher import Matcher
 from models.protocol import SamplingParams
 from models.sampler import sample
@@ -155,5 +155,5 @@ def test_a_grammars_mask_is_as_if_the_model_had_ruled_the_rest_out(
 
 
 def test_every_bit_of_a_seed_counts() -> None:
-    numbers = [uniform(1 << bit, 0) for bit in range(64)]
-    assert len({*numbers, uniform(0, 0)}) == 65
+    numbers = [Numbers(1 << bit).at(0) for bit in range(64)]
+    assert len({*numbers, Numbers(0).at(0)}) == 65
