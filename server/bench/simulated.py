@@ -64,7 +64,7 @@ def cases(streams: Sequence[int], step_ms: Sequence[float], vocab: Sequence[int]
 
 
 def measure(case: Case) -> EngineFigures:
-    """Run one case: some ten seconds at 200 tokens and 20 ms."""
+    """Run one case: some ten seconds at 200 tokens and 20 ms. RuntimeError when its streams never ran all at once."""
     with TemporaryDirectory(prefix="neuronx-serve-bench-") as name:
         write_text_files(Path(name), case.vocab)
         return run_on_loop(_measure(case, Path(name)))
@@ -75,6 +75,12 @@ async def _measure(case: Case, directory: Path) -> EngineFigures:
     live = Run(case, directory, slots=case.streams)
     async with live.served():
         cpu_s = await drive(live, [case.tokens] * case.streams)
+    pairs = full_decodes(live.metrics.steps, case.streams)
+    if not pairs:
+        raise RuntimeError(
+            f"no two steps had all {case.streams} streams: the first had their {case.tokens} tokens before the last "
+            "began; measure more --tokens or fewer --streams"
+        )
     half = max(1, case.streams // 2)
     queued = Run(case, directory, slots=half)
     async with queued.served():
@@ -83,7 +89,6 @@ async def _measure(case: Case, directory: Path) -> EngineFigures:
     single = Run(case, directory, slots=case.streams)
     async with single.served():
         ttft_s = [await single.first_token_s(number) for number in range(SINGLES)]
-    pairs = full_decodes(live.metrics.steps, case.streams)
     steps = [step for _, step in pairs]
     added = [host_added_s(before, step, case.step_s) for before, step in pairs]
     occupancy = slot_occupancy(queued.metrics.steps, half)

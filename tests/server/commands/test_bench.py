@@ -40,6 +40,17 @@ def test_the_engine_against_a_simulated_device(tmp_path: Path, capsys: Any) -> N
     assert all(0 < row["throughput_ratio"] < 1 and 0 < row["slot_occupancy"] <= 1 for row in rows)
 
 
+def test_streams_that_never_run_all_at_once_are_told(tmp_path: Path, capsys: Any) -> None:
+    """What was measured before is kept."""
+    file = tmp_path / "rows.json"
+    arguments = ["--simulated", "--streams", "1,16", "--tokens", "4", "--step-ms", "1", "--vocab", "2000"]
+    assert main(["bench", *arguments, "--json", str(file)]) == 1
+    assert (
+        "no two steps had all 16 streams: the first had their 4 tokens before the last began" in capsys.readouterr().err
+    )
+    assert [row["streams"] for row in json.loads(file.read_text())] == [1]
+
+
 def test_over_http_it_tells_the_cpu_of_a_token(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     assert main(["bench", "--simulated", "--http", "--streams", "4", *SMALL, "--json", str(file)]) == 0
