@@ -116,7 +116,12 @@ def _filtered(sampler: SequenceSampler) -> _Kind:
 
 
 def choose(rows: Floats, samplers: Sequence[SequenceSampler]) -> list[Choice]:
-    """The tokens of whole rows, float32 (rows, vocab_size), which are not changed. Does not advance the samplers."""
+    """The tokens of whole rows, float32 (rows, vocab_size), which are not changed. Does not advance the samplers.
+
+    ValueError when there are not as many rows as samplers.
+    """
+    if len(rows) != len(samplers):
+        raise ValueError(f"{len(rows)} rows for {len(samplers)} samplers: each row needs its own")
     with _unbounded():
         return _Draws(rows, samplers).run()
 

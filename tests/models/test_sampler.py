@@ -630,3 +630,9 @@ def test_choose_does_not_advance() -> None:
 
     assert choose(rows_, [sampler]) == choose(rows_, [sampler])
     assert sampler.drawn == 0
+
+
+@pytest.mark.parametrize("samplers", [1, 3])
+def test_rows_and_samplers_must_be_as_many(samplers: int) -> None:
+    with pytest.raises(ValueError, match=f"2 rows for {samplers} samplers"):
+        choose(np.zeros((2, 5), np.float32), [SequenceSampler(SamplingParams(), ())] * samplers)
