@@ -117,9 +117,18 @@ def test_a_running_server(
     assert "3 at once, requests 6/6" in capsys.readouterr().err
 
 
-def test_a_server_that_is_not_there(capsys: Any) -> None:
-    assert main(["bench", "--url", "http://127.0.0.1:9"]) == 1
-    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached: ClientConnectorError: "),
+        ("http://127.0.0.1:99999", "'http://127.0.0.1:99999' is no server's address: give it as http://HOST:PORT"),
+        ("ftp://127.0.0.1:9", "ftp://127.0.0.1:9"),
+        ("nowhere", "'nowhere' is no server's address"),
+    ],
+)
+def test_a_server_that_is_not_there(url: str, said: str, capsys: Any) -> None:
+    assert main(["bench", "--url", url]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
