@@ -15,11 +15,11 @@ from models.backend import StepError
 from models.protocol import SlotInput
 from models.spec import ModelSpec
 
-# Keys and values of all layers, one pair a layer.
-Spans = tuple[tuple[Tensor, Tensor], ...]
+# A part of every layer.
+OfLayers = Sequence[Tensor]
 
 # Rows of every slot begin on a cache line at any head_dim: kernels may round differently by alignment.
-_POSITION_MULTIPLE = 16
+POSITION_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +32,40 @@ class Writes:
 
 
 class KvCache:
-    """`layers[i]` is (2, slots, kv_heads, positions, head_dim): the keys of all slots, then the values."""
+    """`layers[i]` is (2, slots, kv_heads, positions, head_dim): the keys of all slots, then the values.
+
+    Who asks for a part gets that of every layer: a view of all of them, taken apart, costs little more than one.
+    """
 
     def __init__(self, spec: ModelSpec, slots: int, n_positions: int, dtype: torch.dtype) -> None:
-        padded = -(-n_positions // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
-        self.layers = torch.zeros((spec.layers, 2, slots, spec.kv_heads, padded, spec.head_dim), dtype=dtype).unbind(0)
+        padded = -(-n_positions // POSITION_MULTIPLE) * POSITION_MULTIPLE
+        self._whole = torch.zeros((spec.layers, 2, slots, spec.kv_heads, padded, spec.head_dim), dtype=dtype)
+        self.layers = self._whole.unbind(0)
+        self._heads = self._whole.view(spec.layers, -1, spec.head_dim).unbind(0)
         self.dtype = dtype
+        self.slots = slots
         self.kv_heads = spec.kv_heads
         self.group = spec.heads // spec.kv_heads  # query heads a key-value head
         self._padded = padded
-        self._all_spans: dict[int, Spans] = {}
         # What a row of a step writes, from its slot's first position on: the heads of its keys, then of its values.
         parts = torch.arange(2)[:, None] * slots * spec.kv_heads + torch.arange(spec.kv_heads)
         self._parts = parts.flatten() * padded
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
-    def spans(self, layer: int, first: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `length` positions of neighbouring slots, (slots, kv_heads, length, head_dim).
+    def spans(self, first: int, slots: int, length: int) -> OfLayers:
+        """Keys, then values of the first positions of neighbouring slots, (2, slots, kv_heads, length, head_dim).
 
-        What a slot does not hold is zero. The heads of all slots are one stride apart, so that both flatten to a view.
+        What a slot does not hold is zero. The heads of all slots are one stride apart, so that they flatten to a view.
         """
-        keys, values = self.layers[layer][:, first : first + slots, :, :length].unbind(0)
-        return keys, values
+        return self._whole[:, :, first : first + slots, :, :length].unbind(0)
 
-    def all_spans(self, length: int) -> Spans:
-        """`spans` of all slots in every layer. Kept from step to step: steps ask for the same ones, and four views a
-        layer take as long to make as the softmax over them."""
-        if length not in self._all_spans:
-            layers, slots = range(len(self.layers)), len(self._tokens)
-            self._all_spans[length] = tuple(self.spans(layer, 0, slots, length) for layer in layers)
-        return self._all_spans[length]
+    def every_span(self, length: int) -> OfLayers:
+        """The keys of all slots, then their values, as (2 * slots, kv_heads, length, head_dim)."""
+        return self._whole.flatten(1, 2)[:, :, :, :length].unbind(0)
+
+    def places(self, slot: int, start: int, stop: int) -> OfLayers:
+        """Where a feed of the positions [start, stop) writes: (2, kv_heads, stop - start, head_dim)."""
+        return self._whole[:, :, slot, :, start:stop].unbind(0)
 
     def rounded(self, length: int, multiple: int) -> int:
         """`length` rounded up to `multiple` as far as there are positions."""
@@ -82,8 +86,7 @@ class KvCache:
         """Let `slot` hold the first `length` tokens of `source`, which holds as many."""
         self._clear(slot, length)
         with torch.inference_mode():
-            for layer in self.layers:
-                layer[:, slot, :, :length] = layer[:, source, :, :length]
+            self._whole[:, :, slot, :, :length] = self._whole[:, :, source, :, :length]
         self._tokens[slot] = self._tokens[source][:length]
 
     def stepped(self, live: Sequence[SlotInput]) -> Writes:
@@ -96,15 +99,12 @@ class KvCache:
     def write(self, layer: int, places: Tensor, heads: Tensor) -> None:
         """`heads` (rows, 2 * kv_heads, head_dim), keys then values, to the `places` of these rows (see Writes)."""
         # One flat index: with several the library's kernel is twice as slow, and this runs once a layer.
-        size = heads.shape[-1]
-        self.layers[layer].view(-1, size).index_copy_(0, places, heads.reshape(-1, size))
+        self._heads[layer].index_copy_(0, places, heads.reshape(-1, heads.shape[-1]))
 
     def content(self, slot: int) -> bytes:
         """All numbers that the slot holds."""
         held = len(self._tokens[slot])
-        return b"".join(
-            layer[:, slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes() for layer in self.layers
-        )
+        return self._whole[:, :, slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes()
 
     def forget(self) -> None:
         """Every slot is empty."""
@@ -124,5 +124,4 @@ class KvCache:
         held = len(self._tokens[slot])
         if held > start:
             with torch.inference_mode():
-                for layer in self.layers:
-                    layer[:, slot, :, start:held] = 0.0
+                self._whole[:, :, slot, :, start:held] = 0.0

@@ -94,10 +94,11 @@ class Decoder:
         first = 0 if every_row else max(fresh - count, 0)
         attend_all = self._attention.feed(cache, slot, position, end)
         attend_last = self._attention.feed(cache, slot, position + first, end) if first else attend_all
+        places = cache.places(slot, position, end)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
             written = heads[:fresh, spec.heads :].view(-1, 2, spec.kv_heads, spec.head_dim)
-            cache.layers[layer][:, slot, :, position:end] = written.permute(1, 2, 0, 3)
+            places[layer].copy_(written.permute(1, 2, 0, 3))
             begin, attend_fed = (first, attend_last) if layer == spec.layers - 1 else (0, attend_all)
             return _with_idle(attend_fed(layer, heads[begin:fresh, : spec.heads]), idle)
 

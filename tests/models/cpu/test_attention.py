@@ -39,6 +39,9 @@ def cache(request: pytest.FixtureRequest, spec: ModelSpec) -> KvCache:
     [
         ((0, 1, 2), (3, 70, 9)),
         ((2, 3, 4, 5), (0, 303, 63, 64)),
+        ((1, 2, 3), (127, 128, 143)),  # one group, in one piece
+        ((1, 2, 4), (127, 128, 144)),  # and in pieces
+        ((3, 2, 1), (40, 41, 42)),
         ((4, 1, 3), (5, 6, 80)),  # out of order, with one idle between them
         ((5, 0), (10, 20)),
         ((0, 5, 4), (90, 1, 2)),

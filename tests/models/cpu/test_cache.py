@@ -42,7 +42,7 @@ def _written(cache: KvCache, writes: Writes) -> list[tuple[int, int, int]]:
     shape = (len(writes.rows), 2 * SPEC.kv_heads, SPEC.head_dim)
     cache.layers[0].fill_(-1)
     cache.write(0, writes.places, writes.rows.float()[:, None, None].expand(shape))
-    keys, values = cache.spans(0, 0, 3, 20)
+    keys, values = cache.spans(0, 3, 20)[0]
     found = {
         (int(row), slot, position)
         for part in (keys, values)
@@ -53,24 +53,34 @@ def _written(cache: KvCache, writes: Writes) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def test_keys_and_values_of_a_slot_are_views_of_its_layer(cache: KvCache) -> None:
+def test_keys_and_values_of_slots_are_views_of_every_layer(cache: KvCache) -> None:
     cache.layers[1][:, 2, :, 4] = torch.arange(4.0).view(2, 2, 1)
-    keys, values = cache.spans(1, 2, 1, 5)
+    keys, values = cache.spans(2, 1, 5)[1]
     assert keys.shape == values.shape == (1, SPEC.kv_heads, 5, SPEC.head_dim)
     assert keys[0, :, 4, 0].tolist() == [0, 1]
     assert values[0, :, 4, 0].tolist() == [2, 3]
-    assert not cache.spans(0, 2, 1, 5)[0].any()
-    assert not cache.spans(1, 1, 1, 5)[1].any()
-    assert cache.spans(1, 0, 3, 5)[0].flatten(0, 1).data_ptr() == cache.layers[1].data_ptr()
+    assert not cache.spans(2, 1, 5)[0].any()
+    assert not cache.spans(1, 1, 5)[1].any()
+    assert cache.spans(0, 3, 5)[1].flatten(1, 2).data_ptr() == cache.layers[1].data_ptr()
 
 
-def test_the_spans_of_all_slots_are_views_of_every_layer_and_are_kept(cache: KvCache) -> None:
-    spans = cache.all_spans(5)
-    for layer, pair in enumerate(spans):
-        for part, expected in zip(pair, cache.spans(layer, 0, 3, 5), strict=True):
-            assert part.shape == (3, SPEC.kv_heads, 5, SPEC.head_dim)
-            assert (part.data_ptr(), part.stride()) == (expected.data_ptr(), expected.stride())
-    assert cache.all_spans(5) is spans
+def test_every_span_is_a_view_of_the_keys_of_all_slots_and_then_the_values(cache: KvCache) -> None:
+    cache.layers[1][:, 2, :, 4] = torch.arange(4.0).view(2, 2, 1)
+    spans = cache.every_span(5)
+    for span, each in zip(spans, cache.spans(0, 3, 5), strict=True):
+        assert torch.equal(span.unflatten(0, (2, 3)), each)
+    assert spans[1].shape == (6, SPEC.kv_heads, 5, SPEC.head_dim)
+    assert (spans[1][2, :, 4, 0].tolist(), spans[1][5, :, 4, 0].tolist()) == ([0, 1], [2, 3])
+    assert spans[1].data_ptr() == cache.layers[1].data_ptr()
+
+
+def test_a_feed_writes_to_its_slot_of_every_layer(cache: KvCache) -> None:
+    for layer, place in enumerate(cache.places(1, 3, 5)):
+        place.fill_(layer + 1)
+    for layer in range(SPEC.layers):
+        expected = torch.zeros_like(cache.layers[layer])
+        expected[:, 1, :, 3:5] = layer + 1
+        assert torch.equal(cache.layers[layer], expected)
 
 
 def test_every_slot_begins_on_a_cache_line() -> None:

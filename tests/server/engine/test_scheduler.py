@@ -89,6 +89,17 @@ def test_a_freed_slot_is_used_again_and_a_full_device_makes_wait() -> None:
     assert scheduler.plan() == FeedPlan(step=4, slot=0, sequence=2, start=0, stop=1, last=True)
 
 
+def test_live_sequences_are_in_the_order_of_their_slots() -> None:
+    scheduler = Scheduler(slots=2, decode_per_feed=0)
+    for sequence in (1, 2):
+        scheduler.add(sequence, prompt(1))
+    fed(scheduler, 2)
+    scheduler.remove(1)
+    scheduler.add(3, prompt(1))
+    fed(scheduler, 1)
+    assert scheduler.plan() == DecodePlan(step=4, live=((0, 3), (1, 2)))
+
+
 def test_a_sequence_cancelled_while_it_is_fed_gives_its_slot_back() -> None:
     scheduler = Scheduler(slots=1, chunk=2)
     scheduler.add(1, prompt(5))
