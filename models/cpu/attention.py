@@ -20,7 +20,8 @@ from torch.nn import functional
 from models.cpu.cache import POSITION_MULTIPLE, KvCache
 from models.protocol import SlotInput
 
-# (layer, queries): queries is (rows, heads, head_dim), turned, as many rows as are live; answers alike.
+# (layer, queries): queries is (rows, heads, head_dim), turned, as many rows as are live, those of a feed in float32;
+# answers alike, in the cache's dtype.
 Attend = Callable[[int, Tensor], Tensor]
 # Keys and values of a layer, dense: those of all rows, then these.
 Gather = Callable[[int], Tensor]
@@ -67,7 +68,7 @@ class _Block:
         tokens, heads, size = queries.shape
         group = self._cache.group
         # The query heads of a group are the kernel's query rows: one pass over their keys serves them all.
-        placed = queries.new_zeros((1, heads // group, self._rows, size))
+        placed = queries.new_zeros((1, heads // group, self._rows, size), dtype=self._cache.dtype)
         grouped = queries.reshape(tokens, heads // group, group, size).transpose(0, 1)
         placed[0, :, : tokens * group] = grouped.flatten(1, 2)
         keys, values = self._spans[layer].unbind(0)
@@ -236,27 +237,42 @@ def _anywhere(cache: KvCache, slots: Sequence[int], length: int) -> Gather:
 def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
     """The tokens of a feed block by block, so that what one may see is about what it attends over."""
     bounds = _blocks(start, stop, _FEED_BLOCK // cache.dtype.itemsize)
-    lengths = [cache.rounded(end, _FEED_MULTIPLE) for _, end in bounds]
-    spans = [cache.spans(slot, 1, length) for length in lengths]
-    seen = [torch.arange(begin + 1, end + 1).repeat_interleave(cache.group) for begin, end in bounds]
-    masks = [_mask(sees, length, cache.dtype) for sees, length in zip(seen, lengths, strict=True)]
+    blocks = [_Products(cache, slot, *each) for each in bounds]
     sizes = [(end - begin) * cache.group for begin, end in bounds]
 
     def attend(layer: int, queries: Tensor) -> Tensor:
         tokens, heads, size = queries.shape
-        # (kv_heads, tokens * group, head_dim)
-        grouped = queries.view(tokens, cache.kv_heads, cache.group, size).transpose(0, 1).flatten(1, 2)
-        parts = []
-        for mask, of_layers, part in zip(masks, spans, torch.split(grouped, sizes, 1), strict=True):
-            keys, values = of_layers[layer][:, 0].unbind(0)
-            # A product of bfloat16 copies keys that are not dense, and is slow to copy them transposed.
-            dense = keys if keys.dtype == torch.float32 else keys.contiguous()
-            scores = torch.baddbmm(mask, part, dense.transpose(1, 2), alpha=size**-0.5)
-            parts.append(torch.bmm(scores.softmax(-1), values))
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return attended.view(cache.kv_heads, tokens, cache.group, size).transpose(0, 1).reshape(tokens, heads, size)
+        # (kv_heads, tokens * group, head_dim): the query heads of a group are the rows of one product.
+        shape = (cache.kv_heads, tokens, cache.group, size)
+        grouped = queries.new_empty(shape, dtype=cache.dtype)
+        grouped.copy_(queries.view(tokens, cache.kv_heads, cache.group, size).transpose(0, 1))
+        grouped = grouped.flatten(1, 2)
+        if len(blocks) == 1:
+            attended = blocks[0].attend(layer, grouped)
+        else:
+            parts = zip(blocks, torch.split(grouped, sizes, 1), strict=True)
+            attended = torch.cat([block.attend(layer, part) for block, part in parts], 1)
+        return attended.view(shape).transpose(0, 1).reshape(tokens, heads, size)
 
     return attend
+
+
+class _Products:
+    """Tokens of a feed, [start, stop), by two products over what the last of them sees."""
+
+    def __init__(self, cache: KvCache, slot: int, start: int, stop: int) -> None:
+        length = cache.rounded(stop, _FEED_MULTIPLE)
+        self._keys, self._values = cache.held(slot, length)
+        sees = torch.arange(start + 1, stop + 1).repeat_interleave(cache.group)
+        self._mask = _mask(sees, length, cache.dtype)
+
+    def attend(self, layer: int, grouped: Tensor) -> Tensor:
+        """`grouped` and the answer: (kv_heads, tokens * group, head_dim)."""
+        keys, values = self._keys[layer], self._values[layer]
+        # A product of bfloat16 copies keys that are not dense, and is slow to copy them transposed.
+        dense = keys if keys.dtype == torch.float32 else keys.contiguous()
+        scores = torch.baddbmm(self._mask, grouped, dense.transpose(1, 2), alpha=grouped.shape[-1] ** -0.5)
+        return torch.bmm(scores.softmax(-1), values)
 
 
 FAST = Attention(step=together, feed=fed_in_products)

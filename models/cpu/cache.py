@@ -63,9 +63,14 @@ class KvCache:
         """The keys of all slots, then their values, as (2 * slots, kv_heads, length, head_dim)."""
         return self._whole.flatten(1, 2)[:, :, :, :length].unbind(0)
 
+    def held(self, slot: int, length: int) -> tuple[OfLayers, OfLayers]:
+        """Keys, and values, of the first `length` positions of a slot, (kv_heads, length, head_dim)."""
+        keys, values = self._whole[:, :, slot, :, :length].unbind(1)
+        return keys.unbind(0), values.unbind(0)
+
     def places(self, slot: int, start: int, stop: int) -> OfLayers:
-        """Where a feed of the positions [start, stop) writes: (2, kv_heads, stop - start, head_dim)."""
-        return self._whole[:, :, slot, :, start:stop].unbind(0)
+        """Where a feed of the positions [start, stop) writes: (stop - start, 2, kv_heads, head_dim)."""
+        return self._whole[:, :, slot, :, start:stop].permute(0, 3, 1, 2, 4).unbind(0)
 
     def rounded(self, length: int, multiple: int) -> int:
         """`length` rounded up to `multiple` as far as there are positions."""

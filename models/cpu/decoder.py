@@ -22,7 +22,8 @@ from models.cpu.rope import RotaryTables
 from models.protocol import SlotInput
 from models.spec import ModelSpec
 
-# (layer, heads): heads is (rows, heads + 2 * kv_heads, head_dim), turned; answers (rows, heads * head_dim).
+# (layer, heads): heads is float32 (rows, heads + 2 * kv_heads, head_dim), turned; answers (rows, heads * head_dim) in
+# the decoder's dtype.
 WriteAndAttend = Callable[[int, Tensor], Tensor]
 
 
@@ -72,7 +73,8 @@ class Decoder:
         every_row = len(writes.rows) == count
         attend_live = self._attention.step(cache, live)
 
-        def attend(layer: int, heads: Tensor) -> Tensor:
+        def attend(layer: int, turned: Tensor) -> Tensor:
+            heads = turned.to(self._dtype)
             written = heads[:, spec.heads :]
             cache.write(layer, writes.places, written if every_row else written[writes.rows])
             return _with_idle(attend_live(layer, heads[: len(live), : spec.heads]), idle)
@@ -97,8 +99,7 @@ class Decoder:
         places = cache.places(slot, position, end)
 
         def attend(layer: int, heads: Tensor) -> Tensor:
-            written = heads[:fresh, spec.heads :].view(-1, 2, spec.kv_heads, spec.head_dim)
-            places[layer].copy_(written.permute(1, 2, 0, 3))
+            places[layer].copy_(heads[:fresh, spec.heads :].view(fresh, 2, spec.kv_heads, spec.head_dim))
             begin, attend_fed = (first, attend_last) if layer == spec.layers - 1 else (0, attend_all)
             return _with_idle(attend_fed(layer, heads[begin:fresh, : spec.heads]), idle)
 
@@ -120,7 +121,7 @@ class Decoder:
             # Turned in float32, as the tables are, and once for queries and keys.
             heads = layer.qkv(self._normed(hidden)).float().view(rows, turned + spec.kv_heads, spec.head_dim)
             self._rope.turn(heads[:, :turned], turns)
-            attended = attend(index, heads.to(self._dtype))
+            attended = attend(index, heads)
             hidden = layer.output.add(attended, hidden[first:] if index == spec.layers - 1 else hidden)
             hidden = layer.down.add(layer.gated(self._normed(hidden)), hidden)
         return hidden
