@@ -1,11 +1,6 @@
-"""How tokens attend to what their slot holds: exactly, in blocks that no neighbour changes, or fast, many slots a call.
+"""How tokens attend to what their slot holds: what its two kinds (attention_exact.py, attention_fast.py) share.
 
-`EXACT` is one arithmetic for feeds and decodes, in which the numbers of a token are the same bits whether it is fed, in
-whatever pieces, or decoded: it attends over whole blocks of positions, what it may not see is masked, and the query
-rows of a call are padded to a multiple that the kernels treat alike. (Whether they do on this CPU is proven at load:
-rows.py.) `FAST` takes rows of about one length in one call, and two batched products in place of the library's
-attention, whose kernels are made for many query rows a head and have few here; only a lone row, of which nothing is
-masked, is quicker with those. Its rounding depends on who else is live. Knows the cache, no weights.
+Knows the cache, no weights.
 """
 
 from __future__ import annotations
@@ -15,26 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from models.cpu.cache import POSITION_MULTIPLE, KvCache
+from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 
 # (layer, queries): queries is (rows, heads, head_dim), turned, as many rows as are live, those of a feed in float32;
 # answers alike, in the cache's dtype.
 Attend = Callable[[int, Tensor], Tensor]
-# Keys and values of a layer, dense: those of all rows, then these.
-Gather = Callable[[int], Tensor]
-
-# Positions that a call attends over come in whole blocks of this many.
-_LENGTH_MULTIPLE = 64
-# Fast feeds attend in blocks of so many bytes a dimension: less of smaller ones is masked, but they are more calls.
-# Their lengths are multiples of 32: softmax takes a third longer over rows that end within two vectors of bfloat16.
-_FEED_BLOCK, _FEED_MULTIPLE = 256, 32
-# Query rows of a call: a remainder of one to three takes another path through the matrix kernels.
-_QUERY_MULTIPLE = 4
-# What one more call costs, in positions of one slot that could be attended over in the same time.
-_CALL_COST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,233 +28,13 @@ class Attention:
     feed: Callable[[KvCache, int, int, int], Attend]
 
 
-# --- exact ------------------------------------------------------------------------------------------------------------
-
-
-class _Block:
-    """Neighbouring tokens of one slot, [start, stop), that see the same block of positions as their last."""
-
-    def __init__(self, cache: KvCache, slot: int, start: int, stop: int) -> None:
-        self._cache = cache
-        self._tokens = stop - start
-        length = cache.rounded(stop, _LENGTH_MULTIPLE)
-        self._spans = cache.spans(slot, 1, length)
-        rows = self._tokens * cache.group
-        self._rows = _padded(rows)
-        sees = torch.full((self._rows,), stop)
-        sees[:rows] = torch.arange(start + 1, stop + 1).repeat_interleave(cache.group)
-        self._mask = _mask(sees, length, cache.dtype)
-
-    def attend(self, layer: int, queries: Tensor) -> Tensor:
-        """`queries` and the answer: (tokens, heads, head_dim)."""
-        tokens, heads, size = queries.shape
-        group = self._cache.group
-        # The query heads of a group are the kernel's query rows: one pass over their keys serves them all.
-        placed = queries.new_zeros((1, heads // group, self._rows, size), dtype=self._cache.dtype)
-        grouped = queries.reshape(tokens, heads // group, group, size).transpose(0, 1)
-        placed[0, :, : tokens * group] = grouped.flatten(1, 2)
-        keys, values = self._spans[layer].unbind(0)
-        attended = functional.scaled_dot_product_attention(placed, keys, values, attn_mask=self._mask)
-        attended = attended[0, :, : tokens * group].view(heads // group, tokens, group, size)
-        return attended.transpose(0, 1).reshape(tokens, heads, size)
-
-
-def fed(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
-    """The tokens of a feed, at the positions [start, stop) of `slot`; queries are (stop - start, heads, head_dim)."""
-    bounds = _blocks(start, stop, _LENGTH_MULTIPLE)
-    blocks = [_Block(cache, slot, *each) for each in bounds]
-    sizes = [end - begin for begin, end in bounds]
-
-    def attend(layer: int, queries: Tensor) -> Tensor:
-        parts = [block.attend(layer, part) for block, part in zip(blocks, torch.split(queries, sizes), strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    return attend
-
-
-def by_length(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
-    """A call for each run of neighbouring slots of the same rounded length: each row is one of a feed of one token."""
-    order = sorted(range(len(live)), key=lambda row: live[row].slot)
-    sees = torch.tensor([live[row].position + 1 for row in order])
-    lengths = [cache.rounded(live[row].position + 1, _LENGTH_MULTIPLE) for row in order]
-    slots = [live[row].slot for row in order]
-    cuts = [0, *(at for at in range(1, len(live)) if (slots[at - 1] + 1, lengths[at - 1]) != (slots[at], lengths[at]))]
-    runs = list(zip(cuts, [*cuts[1:], len(live)], strict=True))
-    masks = [_mask(sees[start:stop, None, None], lengths[start], cache.dtype) for start, stop in runs]
-    spans = [cache.spans(slots[start], stop - start, lengths[start]) for start, stop in runs]
-    there, back = torch.tensor(order), torch.tensor(order).argsort()
-    rows = _padded(cache.group)
-
-    def attend(layer: int, queries: Tensor) -> Tensor:
-        count, heads, size = queries.shape
-        placed = queries.new_zeros((count, heads // cache.group, rows, size))
-        placed[:, :, : cache.group] = queries[there].view(count, heads // cache.group, cache.group, size)
-        parts = []
-        for (start, stop), of_layers, mask in zip(runs, spans, masks, strict=True):
-            keys, values = of_layers[layer].unbind(0)
-            parts.append(functional.scaled_dot_product_attention(placed[start:stop], keys, values, attn_mask=mask))
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return attended[back, :, : cache.group].reshape(count, heads, size)
-
-    return attend
-
-
-def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+def blocks_of(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     """[start, stop) cut at the whole blocks of `size` positions."""
     ends = [*range((start // size + 1) * size, stop, size), stop]
     return list(zip([start, *ends[:-1]], ends, strict=True))
 
 
-def _padded(rows: int) -> int:
-    return -(-rows // _QUERY_MULTIPLE) * _QUERY_MULTIPLE
-
-
-def _mask(sees: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+def additive_mask(sees: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Additive (*sees.shape, length): how many positions each row may see."""
     unseen = torch.arange(length) >= sees[..., None]
     return torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf"))
-
-
-EXACT = Attention(step=by_length, feed=fed)
-
-
-# --- fast -------------------------------------------------------------------------------------------------------------
-
-
-def together(cache: KvCache, live: Sequence[SlotInput]) -> Attend:
-    """One call for all rows of about the same length, wherever their slots lie."""
-    groups = [
-        _Lone(cache, live, rows[0]) if len(rows) == 1 else _Group(cache, live, rows)
-        for rows in _groups([cache.rounded(row.position + 1, _LENGTH_MULTIPLE) for row in live])
-    ]
-    if len(groups) == 1:
-        return groups[0].attend
-
-    def attend(layer: int, queries: Tensor) -> Tensor:
-        attended = torch.empty_like(queries)
-        for group in groups:
-            attended[group.rows] = group.attend(layer, queries[group.rows])
-        return attended
-
-    return attend
-
-
-def _groups(lengths: Sequence[int]) -> list[list[int]]:
-    """The rows in groups, ascending in each, of which the longest sets what all attend over: the cheapest ones, where a
-    group costs a call and its padded positions."""
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    edges = [at for at in range(len(order)) if not at or lengths[order[at]] != lengths[order[at - 1]]]
-    edges.append(len(order))
-    best = [(0, 0)]  # of the rows before edges[i]: the least cost, and the edge at which the last group begins
-    for stop in range(1, len(edges)):
-        costs = (
-            best[start][0] + _CALL_COST + lengths[order[edges[start]]] * (edges[stop] - edges[start])
-            for start in range(stop)
-        )
-        best.append(min((cost, start) for start, cost in enumerate(costs)))
-    groups = []
-    stop = len(best) - 1
-    while stop:
-        start = best[stop][1]
-        groups.append(sorted(order[edges[start] : edges[stop]]))
-        stop = start
-    return groups
-
-
-class _Lone:
-    """One row, by the library's attention over exactly what its slot holds."""
-
-    def __init__(self, cache: KvCache, live: Sequence[SlotInput], row: int) -> None:
-        self._cache = cache
-        self._spans = cache.spans(live[row].slot, 1, live[row].position + 1)
-        self.rows = torch.tensor([row])
-
-    def attend(self, layer: int, queries: Tensor) -> Tensor:
-        """`queries` and the answer: (1, heads, head_dim)."""
-        heads, size = queries.shape[1:]
-        keys, values = self._spans[layer].unbind(0)
-        # The query heads of a group are the kernel's query rows: one pass over their keys serves them all.
-        grouped = queries.reshape(1, self._cache.kv_heads, self._cache.group, size)
-        return functional.scaled_dot_product_attention(grouped, keys, values).view(1, heads, size)
-
-
-class _Group:
-    """Rows of any slots, attended for in one call."""
-
-    def __init__(self, cache: KvCache, live: Sequence[SlotInput], rows: Sequence[int]) -> None:
-        self._cache = cache
-        self.rows = torch.tensor(rows)
-        slots = [live[row].slot for row in rows]
-        sees = torch.tensor([live[row].position + 1 for row in rows])
-        length = cache.rounded(int(sees.max()), POSITION_MULTIPLE)
-        self._mask = _mask(sees.repeat_interleave(cache.kv_heads)[:, None], length, cache.dtype)
-        # The products copy what is not dense anyway: gathering the slots costs no more, and spares those between them.
-        self._gathered = _neighbours(cache, slots, length) or _anywhere(cache, slots, length)
-
-    def attend(self, layer: int, queries: Tensor) -> Tensor:
-        """`queries` and the answer: (rows, heads, head_dim)."""
-        rows, heads, size = queries.shape
-        keys, values = self._gathered(layer).view(2, rows * self._cache.kv_heads, -1, size).unbind(0)
-        # The query heads of a group are the rows of one product: one pass over their keys serves them all.
-        grouped = queries.reshape(rows * self._cache.kv_heads, self._cache.group, size)
-        scores = torch.bmm(grouped, keys.transpose(1, 2))
-        weights = torch.add(self._mask, scores, alpha=size**-0.5).softmax(-1)
-        return torch.bmm(weights, values).view(rows, heads, size)
-
-
-def _neighbours(cache: KvCache, slots: Sequence[int], length: int) -> Gather | None:
-    """Of slots that lie one after the other: copied in one piece, which takes two thirds of the time. Else None."""
-    if any(slot != slots[0] + row for row, slot in enumerate(slots)):
-        return None
-    spans = cache.spans(slots[0], len(slots), length)
-    return lambda layer: spans[layer].contiguous()
-
-
-def _anywhere(cache: KvCache, slots: Sequence[int], length: int) -> Gather:
-    spans = cache.every_span(length)
-    chosen = torch.tensor([*slots, *(cache.slots + slot for slot in slots)])
-    return lambda layer: spans[layer].index_select(0, chosen)
-
-
-def fed_in_products(cache: KvCache, slot: int, start: int, stop: int) -> Attend:
-    """The tokens of a feed block by block, so that what one may see is about what it attends over."""
-    bounds = _blocks(start, stop, _FEED_BLOCK // cache.dtype.itemsize)
-    blocks = [_Products(cache, slot, *each) for each in bounds]
-    sizes = [(end - begin) * cache.group for begin, end in bounds]
-
-    def attend(layer: int, queries: Tensor) -> Tensor:
-        tokens, heads, size = queries.shape
-        # (kv_heads, tokens * group, head_dim): the query heads of a group are the rows of one product.
-        shape = (cache.kv_heads, tokens, cache.group, size)
-        grouped = queries.new_empty(shape, dtype=cache.dtype)
-        grouped.copy_(queries.view(tokens, cache.kv_heads, cache.group, size).transpose(0, 1))
-        grouped = grouped.flatten(1, 2)
-        if len(blocks) == 1:
-            attended = blocks[0].attend(layer, grouped)
-        else:
-            parts = zip(blocks, torch.split(grouped, sizes, 1), strict=True)
-            attended = torch.cat([block.attend(layer, part) for block, part in parts], 1)
-        return attended.view(shape).transpose(0, 1).reshape(tokens, heads, size)
-
-    return attend
-
-
-class _Products:
-    """Tokens of a feed, [start, stop), by two products over what the last of them sees."""
-
-    def __init__(self, cache: KvCache, slot: int, start: int, stop: int) -> None:
-        length = cache.rounded(stop, _FEED_MULTIPLE)
-        self._keys, self._values = cache.held(slot, length)
-        sees = torch.arange(start + 1, stop + 1).repeat_interleave(cache.group)
-        self._mask = _mask(sees, length, cache.dtype)
-
-    def attend(self, layer: int, grouped: Tensor) -> Tensor:
-        """`grouped` and the answer: (kv_heads, tokens * group, head_dim)."""
-        keys, values = self._keys[layer], self._values[layer]
-        # A product of bfloat16 copies keys that are not dense, and is slow to copy them transposed.
-        dense = keys if keys.dtype == torch.float32 else keys.contiguous()
-        scores = torch.baddbmm(self._mask, grouped, dense.transpose(1, 2), alpha=grouped.shape[-1] ** -0.5)
-        return torch.bmm(scores.softmax(-1), values)
-
-
-FAST = Attention(step=together, feed=fed_in_products)

@@ -137,7 +137,8 @@ class CpuBackend:
     def _build(self, checkpoint: Checkpoint, dtype: str, progress: ProgressCallback) -> None:
         import torch
 
-        from models.cpu.attention import EXACT, FAST
+        from models.cpu.attention_exact import EXACT
+        from models.cpu.attention_fast import FAST
         from models.cpu.cache import KvCache
         from models.cpu.decoder import Decoder
         from models.cpu.linear import linear_type

@@ -74,7 +74,7 @@ class Variant:
         self, name: str, directory: Path, options: CpuOptions, form: Form = "ours", clock: Clock = time.perf_counter
     ) -> None:
         """`form`: what to multiply and attend with, in place of what the options ask for."""
-        from models.cpu.attention import EXACT
+        from models.cpu.attention_exact import EXACT
         from models.cpu.linear import PlainLinear
 
         self.name = name

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.cpu.attention import _CALL_COST, EXACT, FAST, _groups
+from models.cpu.attention_exact import EXACT
+from models.cpu.attention_fast import _CALL_COST, FAST, _groups
 from models.cpu.cache import KvCache
 from models.protocol import SlotInput
 from models.spec import ModelSpec, read_spec
