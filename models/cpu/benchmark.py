@@ -18,22 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.cpu.backend import CpuBackend
-from models.cpu.divergence import Divergence, answers, beginnings, diverges
+from models.cpu.divergence import Decoding, Divergence, answers, beginnings, diverges
 from models.protocol import CpuOptions, SlotInput
+from models.spec import read_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from models.cpu.linear import Linear, LinearType
 
-# "plain": torch's own operators. "int8": weights that the backend does not offer.
-Form = Literal["ours", "plain", "int8"]
+# "F.linear": torch's own products and attention in our pass. "int8": weights that the backend does not offer.
+Form = Literal["ours", "F.linear", "int8"]
 
 # Seconds. What a thread has computed (time.thread_time) is free of the time in which its neighbours did.
 Clock = Callable[[], float]
 
 PROMPT = 104
 SLOTS = (1, 4, 10, 16, 32)
+PLAIN, OURS_PLAIN = "plain torch", "our pass, F.linear"  # what the ratios are of
 STREAMS = 10  # of a comparison with `generate`
 _N_POSITIONS = 512
 _FEEDS = 4  # prefills of a turn
@@ -68,22 +70,13 @@ class Generator(Protocol):
 
 
 class Variant:
-    """A loaded backend with every slot fed, and the steps measured so far."""
+    """A loaded decoder with every slot fed, and the steps measured so far."""
 
-    def __init__(
-        self, name: str, directory: Path, options: CpuOptions, form: Form = "ours", clock: Clock = time.perf_counter
-    ) -> None:
-        """`form`: what to multiply and attend with, in place of what the options ask for."""
-        from models.cpu.attention_exact import EXACT
-        from models.cpu.linear import PlainLinear
-
+    def __init__(self, name: str, decoder: Decoding, vocabulary: int, clock: Clock = time.perf_counter) -> None:
         self.name = name
         self._clock = clock
-        linear: LinearType | None = {"ours": None, "plain": PlainLinear, "int8": _int8_linear}[form]
-        plain = form == "plain"
-        self._backend = CpuBackend(directory, options, linear, EXACT if plain else None, False if plain else None)
-        self._backend.stage(_quiet)
-        self._vocabulary = self._backend.load(_quiet).vocab_size
+        self._backend = decoder
+        self._vocabulary = vocabulary
         self._feeds: list[float] = []
         self._steps: dict[int, list[float]] = {count: [] for count in SLOTS}
 
@@ -112,9 +105,6 @@ class Variant:
     def divergence(self, prompts: Sequence[Sequence[int]], guaranteed: Sequence[Sequence[int]]) -> Divergence:
         return diverges(self.name, self._backend, prompts, guaranteed)
 
-    def answers(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        return answers(self._backend, prompts, count)
-
     def generate(self, new_tokens: int) -> None:
         """As the engine does: a prefill a prompt, then steps of all."""
         prompts = [_prompt(slot, self._vocabulary) for slot in range(STREAMS)]
@@ -122,9 +112,6 @@ class Variant:
         for position in range(PROMPT, PROMPT + new_tokens - 1):
             live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
             tokens = self._backend.decode(live).rows.argmax(1).tolist()
-
-    def close(self) -> None:
-        self._backend.close()
 
 
 class Transformers:
@@ -160,19 +147,23 @@ class Transformers:
 def variants(
     directory: Path, dtypes: Sequence[str], threads: int, int8: bool = False, clock: Clock = time.perf_counter
 ) -> list[Variant]:
-    """Of each dtype plain F.linear, and what is offered; of bfloat16 also what is not, int8 weights.
+    """Of each dtype two to measure against, then what is offered; of bfloat16 also what is not, int8 weights.
 
-    "F.linear" is the same pass with torch's own products and attention, and nothing fused or packed.
+    PLAIN is a decoder of torch's own operators, written apart (plain.py). OURS_PLAIN is our pass with torch's own
+    products and the exact attention, nothing packed, stacked or fused: what is left of the difference is those.
     """
+    vocabulary = read_spec(directory).vocab_size
 
     def made(name: str, dtype: str, layout: str, weights: str = "dtype", form: Form = "ours") -> Variant:
         options = {"dtype": dtype, "layout": layout, "weights": weights, "threads": threads}
         chosen = CpuOptions(slots=max(SLOTS), n_positions=_N_POSITIONS, **options)  # type: ignore[arg-type]
-        return Variant(f"{dtype}, {name}", directory, chosen, form, clock)
+        return Variant(f"{dtype}, {name}", loaded_backend(directory, chosen, form), vocabulary, clock)
 
     loaded = []
     for dtype in dtypes:
-        loaded.append(made("F.linear", dtype, "packed", form="plain"))
+        ours = made(OURS_PLAIN, dtype, "packed", form="F.linear")  # its backend imports torch with so many threads
+        loaded.append(Variant(f"{dtype}, {PLAIN}", _plain(directory, dtype), vocabulary, clock))
+        loaded.append(ours)
         loaded.append(made("layout fixed", dtype, "fixed"))
         loaded.append(made("layout packed", dtype, "packed"))
         if dtype == "float32":
@@ -180,6 +171,27 @@ def variants(
         elif int8:
             loaded.append(made("packed, int8 weights", dtype, "packed", form="int8"))
     return loaded
+
+
+def loaded_backend(directory: Path, options: CpuOptions, form: Form = "ours") -> CpuBackend:
+    """`form`: what to multiply and attend with, in place of what the options ask for."""
+    from models.cpu.attention_exact import EXACT
+    from models.cpu.linear import PlainLinear
+
+    linear: LinearType | None = {"ours": None, "F.linear": PlainLinear, "int8": _int8_linear}[form]
+    plain = form == "F.linear"
+    backend = CpuBackend(directory, options, linear, EXACT if plain else None, False if plain else None)
+    backend.stage(_quiet)
+    backend.load(_quiet)
+    return backend
+
+
+def _plain(directory: Path, dtype: str) -> Decoding:
+    import torch
+
+    from models.cpu.plain import PlainDecoder
+
+    return PlainDecoder(directory, getattr(torch, dtype), max(SLOTS), _N_POSITIONS)
 
 
 def rates(
@@ -240,18 +252,18 @@ def _print_steps(rows: Sequence[Row], loaded: Sequence[Variant]) -> None:
     print(f"{'ms':34}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
     for row in rows:
         print(f"{row.variant:34}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
-    print(f"\n{'times F.linear of its dtype':34}")
-    base = loaded[0]
-    for variant in loaded:
-        base = variant if variant.name.endswith("F.linear") else base
-        *steps, feed = variant.ratios(base)
-        print(f"{variant.name:34}" + "".join(f"{ratio:9.2f}" for ratio in steps) + f"{feed:14.2f}")
+    for against in (PLAIN, OURS_PLAIN):
+        print(f"\n{f'times {against} of its dtype':34}")
+        bases = {variant.name.split(",")[0]: variant for variant in loaded if variant.name.endswith(against)}
+        for variant in loaded:
+            *steps, feed = variant.ratios(bases[variant.name.split(",")[0]])
+            print(f"{variant.name:34}" + "".join(f"{ratio:9.2f}" for ratio in steps) + f"{feed:14.2f}")
 
 
 def _print_divergence(directory: Path, loaded: Sequence[Variant], count: int, threads: int) -> None:
     prompts = beginnings(directory)
     options = CpuOptions(slots=len(prompts), n_positions=_N_POSITIONS, threads=threads)
-    guaranteed = Variant("guaranteed", directory, options).answers(prompts, count)
+    guaranteed = answers(loaded_backend(directory, options), prompts, count)
     print(f"\n{len(prompts)} greedy answers of {count} tokens")
     for variant in loaded:
         each = variant.divergence(prompts, guaranteed)
@@ -295,8 +307,6 @@ def main() -> None:
             print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")
-    for variant in loaded:
-        variant.close()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from models.backend import FloatRows
-from models.cpu.backend import CpuBackend
+from models.backend import FloatRows, Logits
 from models.protocol import SlotInput
 
 # Begun texts of several kinds: what stands here decides nothing but has to be language.
@@ -30,6 +30,14 @@ BEGINNINGS = (
     "In the second half of the match the home team",
     "Water boils at a lower temperature on a mountain because",
 )
+
+
+class Decoding(Protocol):
+    """What is compared: the part of a backend that makes whole rows."""
+
+    def feed(self, slot: int, tokens: Sequence[int]) -> Logits: ...
+
+    def decode(self, live: Sequence[SlotInput]) -> Logits: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ def beginnings(directory: Path) -> list[list[int]]:
     return [list(each.ids) for each in tokenizer.encode_batch(BEGINNINGS)]
 
 
-def answers(backend: CpuBackend, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+def answers(backend: Decoding, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """`count` greedy tokens behind each prompt, all decoded together: prompt i in slot i."""
     rows = _fed(backend, prompts)
     given = [[token] for token in rows.argmax(1).tolist()]
@@ -63,7 +71,7 @@ def answers(backend: CpuBackend, prompts: Sequence[Sequence[int]], count: int) -
 
 
 def diverges(
-    name: str, backend: CpuBackend, prompts: Sequence[Sequence[int]], guaranteed: Sequence[Sequence[int]]
+    name: str, backend: Decoding, prompts: Sequence[Sequence[int]], guaranteed: Sequence[Sequence[int]]
 ) -> Divergence:
     """`guaranteed`: an answer to each prompt, as the guaranteed mode gave it."""
     count = len(guaranteed[0])
@@ -81,7 +89,7 @@ def diverges(
     return Divergence(name, changed / len(prompts), other / places, math.exp(nats / places))
 
 
-def _fed(backend: CpuBackend, prompts: Sequence[Sequence[int]]) -> FloatRows:
+def _fed(backend: Decoding, prompts: Sequence[Sequence[int]]) -> FloatRows:
     return np.concatenate([backend.feed(slot, prompt).rows for slot, prompt in enumerate(prompts)])
 
 

@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.backend import FloatRows
+from models.cpu.plain import PlainDecoder
+from models.protocol import SlotInput
 
 TOLERANCE = 1e-3
 
@@ -104,6 +106,24 @@ def test_a_prompt_in_pieces_scores_as_the_whole(
     loaded = load_cpu(directory)
     tokens = _tokens(61, loaded.description.vocab_size)
     assert np.abs(loaded.feed(1, tokens, piece) - _reference(directory, tokens)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "overrides"), CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_the_decoder_that_benchmarks_measure_against(
+    family: str, overrides: dict[str, Any], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    directory = tiny_checkpoint(family, **overrides)
+    decoder = PlainDecoder(directory, torch.float32, slots=4, n_positions=64)
+    vocabulary = len(decoder.feed(0, [1]).rows[0])
+    first, second = _tokens(60, vocabulary), _tokens(59, vocabulary)[::-1]
+    expected = [_reference(directory, tokens) for tokens in (first, second)]
+    fed = [decoder.feed(slot, tokens[:count]).rows[0] for slot, tokens, count in ((3, first, 30), (1, second, 20))]
+    assert np.abs(fed[0] - expected[0][29]).max() < TOLERANCE
+    assert np.abs(fed[1] - expected[1][19]).max() < TOLERANCE
+    for step in range(30):
+        live = [SlotInput(3, first[30 + step], 30 + step), SlotInput(1, second[20 + step], 20 + step)]
+        rows = decoder.decode(live).rows
+        assert np.abs(rows - [expected[0][30 + step], expected[1][20 + step]]).max() < TOLERANCE
 
 
 def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-from models.cpu.benchmark import rates
+import pytest
+
+from models.cpu.benchmark import SLOTS, main, rates
 
 
 class Timed:
@@ -30,3 +36,25 @@ def test_each_turn_is_compared_with_the_fastest_generate_of_that_turn() -> None:
     assert rows["ours"].ratio == 3.0  # of 3, 2 and 4
     assert rows["ours"].tokens_per_s == 10 * 24 / 2.0
     assert rows["static"].ratio == 1.0
+
+
+def test_the_tables(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    directory = tiny_checkpoint("llama3", max_position_embeddings=512)
+    file = tmp_path / "rows.json"
+    arguments = ["--dtypes", "bfloat16", "float32", "--turns", "1", "--generate", "2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["benchmark", str(directory), *arguments])
+    main()
+
+    printed = capsys.readouterr().out
+    rows = json.loads(file.read_text())
+    kinds = ["plain torch", "our pass, F.linear", "layout fixed", "layout packed"]
+    of_float32 = [f"float32, {kind}" for kind in (*kinds, "packed, float16 weights")]
+    assert [row["variant"] for row in rows] == [f"bfloat16, {kind}" for kind in kinds] + of_float32
+    assert all(len(row["step_s"]) == len(SLOTS) and min(*row["step_s"], row["feed_s"]) > 0 for row in rows)
+    for against in kinds[:2]:
+        table = printed.partition(f"times {against} of its dtype")[2].partition("\n\n")[0].splitlines()
+        own = [line.split()[-6:] for line in table if line.startswith((f"bfloat16, {against}", f"float32, {against}"))]
+        assert own == [["1.00"] * 6] * 2, "each dtype is compared with itself"
+    assert "float32, transformers' generate, static cache" in printed
