@@ -190,6 +190,8 @@ class CpuBackend:
         last = [SlotInput(slot, tokens[slot], options.n_positions - 1) for slot in range(options.slots)]
         step_s = _timed(lambda: self._forward_decode(last))
         stepped()
+        for row in last:
+            self._slots().erase(row.slot, row.position)
         self._slots().forget()
         return step_s, feed_s
 

@@ -111,6 +111,11 @@ class KvCache:
         held = len(self._tokens[slot])
         return self._whole[:, :, slot, :, :held].contiguous().view(torch.uint8).numpy().tobytes()
 
+    def erase(self, slot: int, position: int) -> None:
+        """Zero what a step wrote out of turn, further on than the slot holds anything."""
+        with torch.inference_mode():
+            self._whole[:, :, slot, :, position] = 0.0
+
     def forget(self) -> None:
         """Every slot is empty."""
         for slot, tokens in enumerate(self._tokens):

@@ -176,6 +176,16 @@ def test_reports_bytes_of_weights_and_steps_of_the_warm_up(tiny_checkpoint: Call
     assert last["weights"] == (stored, stored)
 
 
+@pytest.mark.parametrize("layout", ["fixed", "packed"])
+def test_the_warm_up_leaves_nothing_behind(layout: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    backend = CpuBackend(tiny_checkpoint("llama3"), _options(layout=layout))
+    backend.stage(_ignore)
+    backend.load(_ignore)
+    cache = backend._cache
+    assert cache is not None
+    assert not any(layer.any() for layer in cache.layers)
+
+
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
