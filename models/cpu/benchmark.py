@@ -75,7 +75,7 @@ class Variant:
     def __init__(self, name: str, decoder: Decoding, vocabulary: int, clock: Clock = time.perf_counter) -> None:
         self.name = name
         self._clock = clock
-        self._backend = decoder
+        self._decoder = decoder
         self._vocabulary = vocabulary
         self._feeds: list[float] = []
         self._steps: dict[int, list[float]] = {count: [] for count in SLOTS}
@@ -85,11 +85,11 @@ class Variant:
         first = not self._feeds
         for slot in range(max(SLOTS) if first else _FEEDS):
             self._feeds.append(
-                _seconds(self._clock, partial(self._backend.feed, slot, _prompt(slot, self._vocabulary)))
+                _seconds(self._clock, partial(self._decoder.feed, slot, _prompt(slot, self._vocabulary)))
             )
         for count in SLOTS:
             live = [SlotInput(slot, 1, PROMPT) for slot in range(count)]
-            self._steps[count].append(_seconds(self._clock, partial(self._backend.decode, live)))
+            self._steps[count].append(_seconds(self._clock, partial(self._decoder.decode, live)))
 
     def row(self) -> Row:
         return Row(
@@ -103,15 +103,15 @@ class Variant:
         return tuple(statistics.median(mine / theirs for mine, theirs in pairs) for pairs in (*steps, feeds))
 
     def divergence(self, prompts: Sequence[Sequence[int]], guaranteed: Sequence[Sequence[int]]) -> Divergence:
-        return diverges(self.name, self._backend, prompts, guaranteed)
+        return diverges(self.name, self._decoder, prompts, guaranteed)
 
     def generate(self, new_tokens: int) -> None:
         """As the engine does: a prefill a prompt, then steps of all."""
         prompts = [_prompt(slot, self._vocabulary) for slot in range(STREAMS)]
-        tokens = [int(self._backend.feed(slot, prompt).rows.argmax()) for slot, prompt in enumerate(prompts)]
+        tokens = [int(self._decoder.feed(slot, prompt).rows.argmax()) for slot, prompt in enumerate(prompts)]
         for position in range(PROMPT, PROMPT + new_tokens - 1):
             live = [SlotInput(slot, token, position) for slot, token in enumerate(tokens)]
-            tokens = self._backend.decode(live).rows.argmax(1).tolist()
+            tokens = self._decoder.decode(live).rows.argmax(1).tolist()
 
 
 class Transformers:

@@ -1,4 +1,4 @@
-"""A Llama-architecture decoder as one writes it first: what benchmark.py measures the CPU backend against.
+"""A Llama-architecture decoder as one writes it first: one that benchmark.py measures the CPU backend against.
 
 Torch's own operators, one after the other, in the checkpoint's order: a product each for queries, keys, values, gate
 and up, norms with their weights, the residual stream in the model's dtype, queries and keys turned apart, keys and

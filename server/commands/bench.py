@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -31,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--simulated", action="store_true", help="the engine against a simulated device")
     kind.add_argument("--swap", action="store_true", help="an exchange of two simulated models")
-    kind.add_argument("--url", help="a running server, as http://127.0.0.1:8080")
+    kind.add_argument("--url", type=_address, help="a running server, as http://127.0.0.1:8080")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of JSON objects")
     engine = parser.add_argument_group("with --simulated")
     engine.add_argument("--http", action="store_true", help="over HTTP; adds api_cpu_us_per_token")
@@ -95,6 +96,11 @@ def _wrong(arguments: argparse.Namespace) -> str:
         return "--storm is measured over HTTP: add --simulated --http"
     if arguments.report and not arguments.url:
         return "--report draws what clients of a running server saw: add --url"
+    if arguments.url and arguments.api_key:
+        if not arguments.api_key.isprintable():
+            return f"the API key {arguments.api_key!r} holds a character that no header may hold"
+        if urlsplit(arguments.url).username is not None:
+            return "--url names a user and there is an API key too: a request can bring only one of them"
     for file in (arguments.json, arguments.report):
         if file is not None and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             return f"{file} cannot be written: {file.parent} is no directory that can be written to"
@@ -177,6 +183,17 @@ def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[r
 
 def _counting(progress: ProgressLine, phase: str, total: int) -> Callable[[int], None]:
     return lambda done: progress.update(phase, done, total)
+
+
+def _address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or over 65535
+        usable = False
+    if not usable:
+        raise argparse.ArgumentTypeError(f"{text!r} is no server's address: give it as http://HOST:PORT")
+    return text
 
 
 def _counts(text: str) -> list[int]:

@@ -174,7 +174,7 @@ class Scheduler:
 
     def _decode(self) -> DecodePlan:
         self._decodes_since_feed += 1
-        # In the order of the slots: where all are live, a backend may take them in one piece.
+        # In the order of the slots: a backend may take those that lie side by side in one piece.
         live = tuple(sorted((occupant.slot, sequence) for sequence, occupant in self._running.items()))
         feeding = self._feeding
         return DecodePlan(self._next_step(), live, ((feeding.slot, feeding.sequence),) if feeding else ())

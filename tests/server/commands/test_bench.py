@@ -117,18 +117,9 @@ def test_a_running_server(
     assert "3 at once, requests 6/6" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached: ClientConnectorError: "),
-        ("http://127.0.0.1:99999", "'http://127.0.0.1:99999' is no server's address: give it as http://HOST:PORT"),
-        ("ftp://127.0.0.1:9", "ftp://127.0.0.1:9"),
-        ("nowhere", "'nowhere' is no server's address"),
-    ],
-)
-def test_a_server_that_is_not_there(url: str, said: str, capsys: Any) -> None:
-    assert main(["bench", "--url", url]) == 1
-    assert said in capsys.readouterr().err
+def test_a_server_that_is_not_there(capsys: Any) -> None:
+    assert main(["bench", "--url", "http://127.0.0.1:9"]) == 1
+    assert "http://127.0.0.1:9 cannot be reached: ClientConnectorError: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -136,6 +127,10 @@ def test_a_server_that_is_not_there(url: str, said: str, capsys: Any) -> None:
     [
         ([], "one of the arguments --simulated --swap --url is required"),
         (["--simulated", "--streams", "0"], "1 or more"),
+        (["--url", "127.0.0.1:9"], "'127.0.0.1:9' is no server's address: give it as http://HOST:PORT"),
+        (["--url", "http://127.0.0.1:99999"], "'http://127.0.0.1:99999' is no server's address"),
+        (["--url", "http:///generate"], "'http:///generate' is no server's address"),
+        (["--url", "ftp://127.0.0.1"], "'ftp://127.0.0.1' is no server's address"),
         (["--url", "http://127.0.0.1:9", "--seconds", "0"], "0 must be above 0"),
         (["--url", "http://127.0.0.1:9", "--seconds", "nan"], "nan must be above 0"),
     ],
@@ -161,6 +156,8 @@ def test_streams_count_from_the_moment_when_all_have_begun() -> None:
         (["--simulated", "--report", "report.html"], "--report draws what clients of a running server saw: add --url"),
         (["--simulated", "--json", "/nowhere/rows.json"], "/nowhere/rows.json cannot be written"),
         (["--url", "http://127.0.0.1:9", "--report", "/nowhere/report.html"], "/nowhere is no directory"),
+        (["--url", "http://127.0.0.1:9", "--api-key", "key\n"], "the API key 'key\\n' holds a character"),
+        (["--url", "http://u:p@127.0.0.1:9", "--api-key", "key"], "a request can bring only one of them"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_measured(flags: list[str], said: str, capsys: Any) -> None:
