@@ -96,7 +96,7 @@ _tokens = msgspec.json.Decoder(list[Any])
 
 
 def client(concurrency: int, api_key: str = "") -> aiohttp.ClientSession:
-    """A connection for each stream, with the key where there is one; ConfigurationError when aiohttp is not installed.
+    """A connection for each request, with the key where there is one; ConfigurationError when aiohttp is not installed.
 
     Its parser is compiled: a token costs these clients about half of what it costs those of pure Python, and so takes
     the less from a server on the same processors. To be made in a coroutine.
@@ -106,7 +106,8 @@ def client(concurrency: int, api_key: str = "") -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers={"authorization": f"Bearer {api_key}"} if api_key else {},
         timeout=aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=READ_S),
-        connector=aiohttp.TCPConnector(limit=concurrency),
+        # Some servers hang up behind a stream without a word: the next request on that connection would be lost.
+        connector=aiohttp.TCPConnector(limit=concurrency, force_close=True),
     )
 
 

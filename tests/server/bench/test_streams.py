@@ -10,7 +10,14 @@ from server.bench import streams
 from server.bench.streams import Answer, Stream, answer, client, count_tokens, metrics
 
 STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-TOKEN = b'2b\r\ndata: {"token":{"id":1,"text":"a"}}\n\n      \r\n'
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(payload), payload)
+
+
+TOKEN = chunk(b'data: {"token":{"id":1,"text":"a"}}\n\n')
+LAST = chunk(b'data: {"details":{"generated_tokens":1,"input_length":5}}\n\n') + chunk(b"")
 MOVED = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:%d/there\r\ncontent-length: 5\r\n\r\nmoved"
 
 
@@ -50,9 +57,9 @@ async def ask(answered: bytes) -> tuple[Answer, list[str]]:
     ("answered", "error", "tokens"),
     [
         (STREAM + TOKEN, "ClientPayloadError", 1),
-        (STREAM + TOKEN + b"0\r\n\r\n", "ended after 1 tokens, without its last event", 1),
-        (STREAM + b"0\r\n\r\n", "sent no token", 0),
-        (STREAM + b'b\r\ndata: "\xff"\n\n\r\n', "Error: ", 0),
+        (STREAM + TOKEN + chunk(b""), "ended after 1 tokens, without its last event", 1),
+        (STREAM + chunk(b""), "sent no token", 0),
+        (STREAM + chunk(b'data: "\xff"\n\n'), "Error: ", 0),
         (MOVED, "/generate_stream answered 307: moved", 0),
         (b"HTTP/1.1 200 OK\r\nx", "ServerDisconnectedError: the server closed the connection", 0),
         (b"no HTTP\r\n\r\n", "ClientResponseError", 0),
@@ -64,6 +71,14 @@ def test_what_is_wrong_is_told(answered: bytes, error: str, tokens: int) -> None
     assert error in seen.error
     assert (len(seen.token_at), paths) == (tokens, ["/generate_stream"])
     assert seen.ended_at >= seen.asked_at
+
+
+def test_a_server_may_hang_up_behind_each_answer() -> None:
+    async def run() -> list[Answer]:
+        async with Server(STREAM + TOKEN + LAST) as server, client(1) as http:
+            return [await answer(http, server.url, "tgi", Stream("Hello", 1)) for _ in range(20)]
+
+    assert [(seen.error, seen.tokens) for seen in asyncio.run(run())] == [("", 1)] * 20
 
 
 def test_a_chunk_that_cannot_be_read_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
