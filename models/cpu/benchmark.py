@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from models.cpu.backend import CpuBackend
 from models.cpu.divergence import Decoding, Divergence, answers, beginnings, diverges
@@ -35,7 +35,7 @@ Clock = Callable[[], float]
 
 PROMPT = 104
 SLOTS = (1, 4, 10, 16, 32)
-PLAIN, OURS_PLAIN = "plain torch", "our pass, F.linear"  # what the ratios are of
+PLAIN, OURS_PLAIN, TRANSFORMERS = "plain torch", "our pass, F.linear", "transformers"  # what the ratios are of
 STREAMS = 10  # of a comparison with `generate`
 _N_POSITIONS = 512
 _FEEDS = 4  # prefills of a turn
@@ -114,43 +114,19 @@ class Variant:
             tokens = self._decoder.decode(live).rows.argmax(1).tolist()
 
 
-class Transformers:
-    """Hugging Face `generate` on a static batch."""
-
-    def __init__(self, directory: Path, dtype: str, cache: str) -> None:
-        """`cache`: "dynamic" or "static"."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.name = f"{dtype}, transformers' generate, {cache} cache"
-        self._cache = cache
-        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
-        vocabulary = self._model.config.vocab_size
-        self._prompts = torch.tensor([_prompt(stream, vocabulary) for stream in range(STREAMS)])
-
-    def generate(self, new_tokens: int) -> None:
-        import torch
-
-        with torch.inference_mode():
-            self._model.generate(
-                self._prompts,
-                attention_mask=torch.ones_like(self._prompts),
-                do_sample=False,
-                pad_token_id=0,
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                cache_implementation=self._cache,
-                disable_compile=True,  # a compilation of the shape would be most of the time
-            )
-
-
 def variants(
-    directory: Path, dtypes: Sequence[str], threads: int, int8: bool = False, clock: Clock = time.perf_counter
+    directory: Path,
+    dtypes: Sequence[str],
+    threads: int,
+    int8: bool = False,
+    transformers: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> list[Variant]:
-    """Of each dtype two to measure against, then what is offered; of bfloat16 also what is not, int8 weights.
+    """Of each dtype what to measure against, then what is offered; of bfloat16 also what is not, int8 weights.
 
     PLAIN is a decoder of torch's own operators, written apart (plain.py). OURS_PLAIN is our pass with torch's own
     products and the exact attention, nothing packed, stacked or fused: what is left of the difference is those.
+    TRANSFORMERS are the modules of that library.
     """
     vocabulary = read_spec(directory).vocab_size
 
@@ -164,6 +140,8 @@ def variants(
         ours = made(OURS_PLAIN, dtype, "packed", form="F.linear")  # its backend imports torch with so many threads
         loaded.append(Variant(f"{dtype}, {PLAIN}", _plain(directory, dtype), vocabulary, clock))
         loaded.append(ours)
+        if transformers:
+            loaded.append(Variant(f"{dtype}, {TRANSFORMERS}", _hugging_face(directory, dtype), vocabulary, clock))
         loaded.append(made("layout fixed", dtype, "fixed"))
         loaded.append(made("layout packed", dtype, "packed"))
         if dtype == "float32":
@@ -192,6 +170,22 @@ def _plain(directory: Path, dtype: str) -> Decoding:
     from models.cpu.plain import PlainDecoder
 
     return PlainDecoder(directory, getattr(torch, dtype), max(SLOTS), _N_POSITIONS)
+
+
+def _hugging_face(directory: Path, dtype: str) -> Decoding:
+    import torch
+
+    from models.cpu.hugging_face import HuggingFaceDecoder
+
+    return HuggingFaceDecoder(directory, getattr(torch, dtype))
+
+
+def _generators(directory: Path, dtypes: Sequence[str]) -> list[Generator]:
+    from models.cpu.hugging_face import Generate
+
+    prompts = [_prompt(stream, read_spec(directory).vocab_size) for stream in range(STREAMS)]
+    caches = itertools.product(dtypes, ("dynamic", "static"))
+    return [Generate(directory, dtype, cache, prompts) for dtype, cache in caches]
 
 
 def rates(
@@ -252,9 +246,11 @@ def _print_steps(rows: Sequence[Row], loaded: Sequence[Variant]) -> None:
     print(f"{'ms':34}" + "".join(f"{count:>9}" for count in SLOTS) + f"{f'prefill {PROMPT}':>14}")
     for row in rows:
         print(f"{row.variant:34}" + "".join(f"{1e3 * s:9.1f}" for s in row.step_s) + f"{1e3 * row.feed_s:14.1f}")
-    for against in (PLAIN, OURS_PLAIN):
+    for against in (PLAIN, OURS_PLAIN, TRANSFORMERS):
+        bases = {variant.name.split(",")[0]: variant for variant in loaded if variant.name.endswith(f", {against}")}
+        if not bases:
+            continue
         print(f"\n{f'times {against} of its dtype':34}")
-        bases = {variant.name.split(",")[0]: variant for variant in loaded if variant.name.endswith(against)}
         for variant in loaded:
             *steps, feed = variant.ratios(bases[variant.name.split(",")[0]])
             print(f"{variant.name:34}" + "".join(f"{ratio:9.2f}" for ratio in steps) + f"{feed:14.2f}")
@@ -280,6 +276,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are processors")
     parser.add_argument("--generate", type=int, metavar="N", default=0, help="also N new tokens, with transformers'")
+    parser.add_argument("--transformers", action="store_true", help="also against the modules of transformers")
     parser.add_argument("--int8", action="store_true", help="also int8 weights, which the backend does not offer")
     parser.add_argument("--diverge", type=int, metavar="N", default=0, help="also compare answers of N tokens")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -291,19 +288,18 @@ def main() -> None:
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads
-    loaded = variants(args.directory, args.dtypes, args.threads, args.int8, clock)
+    loaded = variants(args.directory, args.dtypes, args.threads, args.int8, args.transformers, clock)
     for _ in range(args.turns):
         for variant in loaded:
             variant.turn()
     rows = [variant.row() for variant in loaded]
     _print_steps(rows, loaded)
+    ours = [variant for variant in loaded if not variant.name.endswith(f", {TRANSFORMERS}")]
     if args.diverge:
-        _print_divergence(args.directory, loaded, args.diverge, args.threads)
+        _print_divergence(args.directory, ours, args.diverge, args.threads)
     if args.generate:
-        caches = itertools.product(args.dtypes, ("dynamic", "static"))
-        theirs = [Transformers(args.directory, dtype, cache) for dtype, cache in caches]
         print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
-        for rate in rates(theirs, loaded, args.generate, args.turns, clock):
+        for rate in rates(_generators(args.directory, args.dtypes), ours, args.generate, args.turns, clock):
             print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")

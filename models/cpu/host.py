@@ -18,10 +18,15 @@ _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 # two products, and not much longer (docs/performance.md has what was measured).
 _SPIN_COUNT = "2000"
 
+# Torch asks the kernel for pages of 2 MB for whatever is as large: a step reads all weights once, and finding them in
+# pages of 4 KB is a tenth of a step of one row. Where the kernel has none it gives small ones.
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
 
 def import_torch(threads: int) -> None:
     """Imports torch and sets its threads; 0 takes every processor that this process may use."""
-    # Read once, when OpenMP is loaded with torch; a choice of the user's own stands.
+    # Both are read once, when OpenMP is loaded with torch and when torch first allocates; the user's own choice stands.
+    os.environ.setdefault(_HUGE_PAGES, "1")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     try:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.backend import FloatRows
+from models.cpu.hugging_face import HuggingFaceDecoder
 from models.cpu.plain import PlainDecoder
 from models.protocol import SlotInput
 
@@ -124,6 +125,20 @@ def test_the_decoder_that_benchmarks_measure_against(
         live = [SlotInput(3, first[30 + step], 30 + step), SlotInput(1, second[20 + step], 20 + step)]
         rows = decoder.decode(live).rows
         assert np.abs(rows - [expected[0][30 + step], expected[1][20 + step]]).max() < TOLERANCE
+
+
+def test_steps_of_the_library_s_modules_are_cut_back(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Benchmarks time one step again and again, of streams that stay as long as their prompts."""
+    directory = tiny_checkpoint("llama3")
+    decoder = HuggingFaceDecoder(directory, torch.float32)
+    vocabulary = len(decoder.feed(0, [1]).rows[0])
+    first, second = _tokens(31, vocabulary), _tokens(31, vocabulary)[::-1]
+    expected = [_reference(directory, tokens) for tokens in (first, second)]
+    for slot, tokens in ((3, first), (1, second)):
+        assert np.abs(decoder.feed(slot, tokens[:30]).rows[0] - expected[slot == 1][29]).max() < TOLERANCE
+    for _ in range(2):
+        rows = decoder.decode([SlotInput(3, first[30], 30), SlotInput(1, second[30], 30)]).rows
+        assert np.abs(rows - [expected[0][30], expected[1][30]]).max() < TOLERANCE
 
 
 def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:

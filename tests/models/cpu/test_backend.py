@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -87,11 +88,14 @@ def test_importing_the_backend_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_idle_threads_are_told_to_spin_briefly_before_torch_is_imported() -> None:
-    code = "import os; from models.cpu.host import import_torch; import_torch(1); print(os.environ['GOMP_SPINCOUNT'])"
-    chosen = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    told = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=chosen, capture_output=True)
-    assert told.stdout.strip() == b"2000"
+def test_threads_and_pages_are_chosen_before_torch_is_imported() -> None:
+    ours = {"GOMP_SPINCOUNT": "2000", "THP_MEM_ALLOC_ENABLE": "1"}
+    theirs = {"GOMP_SPINCOUNT": "7", "THP_MEM_ALLOC_ENABLE": "0"}
+    bare = {key: value for key, value in os.environ.items() if key not in (*ours, "OMP_WAIT_POLICY")}
+    code = "from models.cpu.host import import_torch; import_torch(1); import os; print(os.environ.copy())"
+    for environment, expected in ((bare, ours), (bare | theirs, theirs)):
+        run = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True)
+        assert expected.items() <= ast.literal_eval(run.stdout.decode()).items()
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

@@ -43,17 +43,17 @@ def test_the_tables(
 ) -> None:
     directory = tiny_checkpoint("llama3", max_position_embeddings=512)
     file = tmp_path / "rows.json"
-    arguments = ["--dtypes", "bfloat16", "float32", "--turns", "1", "--generate", "2", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", ["benchmark", str(directory), *arguments])
+    arguments = ["--dtypes", "bfloat16", "float32", "--turns", "1", "--transformers", "--generate", "2"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", str(directory), *arguments, "--json", str(file)])
     main()
 
     printed = capsys.readouterr().out
     rows = json.loads(file.read_text())
-    kinds = ["plain torch", "our pass, F.linear", "layout fixed", "layout packed"]
+    kinds = ["plain torch", "our pass, F.linear", "transformers", "layout fixed", "layout packed"]
     of_float32 = [f"float32, {kind}" for kind in (*kinds, "packed, float16 weights")]
     assert [row["variant"] for row in rows] == [f"bfloat16, {kind}" for kind in kinds] + of_float32
     assert all(len(row["step_s"]) == len(SLOTS) and min(*row["step_s"], row["feed_s"]) > 0 for row in rows)
-    for against in kinds[:2]:
+    for against in kinds[:3]:
         table = printed.partition(f"times {against} of its dtype")[2].partition("\n\n")[0].splitlines()
         own = [line.split()[-6:] for line in table if line.startswith((f"bfloat16, {against}", f"float32, {against}"))]
         assert own == [["1.00"] * 6] * 2, "each dtype is compared with itself"
