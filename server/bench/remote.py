@@ -102,15 +102,19 @@ async def measure(
     seconds: float,
     api_key: str = "",
     greedy: bool = False,
+    first: int = 0,
     progress: Callable[[int], None],
 ) -> ClientFigures:
-    """Ask `requests` times, `concurrency` at once, with no new request after `seconds`. RuntimeError: see figures()."""
+    """Ask `requests` times, `concurrency` at once, with no new request after `seconds`. RuntimeError: see figures().
+
+    The prompts are those from number `first` on: of no two measurements that one server sees are any the same.
+    """
     seen: list[Answer] = []
     end = time.monotonic() + seconds
-    numbers = iter(range(requests))
+    numbers = iter(range(first, first + requests))
     async with client(concurrency, api_key) as http:
         usual = round(PROMPT_TOKENS / 1.2)  # words of English
-        counted = await count_tokens(http, url, _prompt(0, usual))
+        counted = await count_tokens(http, url, _prompt(first, usual))
         words = round(usual * PROMPT_TOKENS / counted) if counted else usual
 
         before = read(await metrics(http, url))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,6 +162,8 @@ def _exchanges(arguments: argparse.Namespace, progress: ProgressLine) -> Iterato
 
 
 def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[remote.ClientFigures]:
+    # What a server was asked before, by another run too, would cost it less where it reuses prefixes.
+    first = random.randrange(100_000, 900_000)
     for concurrency in arguments.concurrency:
         requests = arguments.requests or 4 * concurrency
         row = asyncio.run(
@@ -173,11 +176,13 @@ def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[r
                 seconds=arguments.seconds,
                 api_key=arguments.api_key,
                 greedy=arguments.greedy,
+                first=first,
                 progress=_counting(progress, f"{concurrency} at once, requests", requests),
             )
         )
         if row.error:
             print(f"{row.failed} of {row.failed + row.requests} failed: {row.error}", file=sys.stderr)
+        first += requests
         yield row
 
 

@@ -112,9 +112,24 @@ def test_a_running_server(
     assert all(row["device_share"] > 0 and row["sampling_share"] > 0 for row in rows)
     for row in rows:
         prompts = row["tokens_per_min"] * row["seconds"] / 60 - row["new_tokens"]
-        assert prompts / row["requests"] == pytest.approx(104, abs=25), "by the server's own tokenizer, here of bytes"
+        assert prompts / row["requests"] == pytest.approx(104, abs=30), "by the server's own tokenizer, here of bytes"
     assert f"bench of {server.url}" in files[1].read_text()
     assert "3 at once, requests 6/6" in capsys.readouterr().err
+
+
+def test_no_prompt_is_asked_twice_of_a_server_that_reuses_them(
+    serve: Callable[..., Any], tiny_text_directory: Path
+) -> None:
+    reusing = ONE.replace("slots = 4", "slots = 32\nchunk = 64\nreuse = true")
+    server = serve(reusing.format(directory=tiny_text_directory))
+    server.wait_available()
+    for _ in range(2):
+        flags = ["--concurrency", "1,3", "--requests", "6", "--tokens", "5"]
+        assert main(["bench", "--url", server.url, *flags]) == 0
+    name = "neuronx_serve_reused_prompt_tokens_total"
+    lines = [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
+    reused = sum(float(line.split()[-1]) for line in lines)
+    assert reused <= 24 * len("100000"), "a prompt's number is all that it may have in common with another"
 
 
 def test_a_server_that_is_not_there(capsys: Any) -> None:
