@@ -31,7 +31,9 @@ class HuggingFaceDecoder:
     @torch.inference_mode()
     def feed(self, slot: int, tokens: Sequence[int]) -> Logits:
         """`tokens` into a slot from its first position on. Logits of the last one, float32 (1, vocab_size)."""
-        self._prompts[slot] = list(tokens)
+        if self._prompts.get(slot) != list(tokens):
+            self._prompts[slot] = list(tokens)
+            self._batches.clear()
         return self._forward([list(tokens)], DynamicCache())
 
     @torch.inference_mode()

@@ -132,13 +132,14 @@ def test_steps_of_the_library_s_modules_are_cut_back(tiny_checkpoint: Callable[.
     directory = tiny_checkpoint("llama3")
     decoder = HuggingFaceDecoder(directory, torch.float32)
     vocabulary = len(decoder.feed(0, [1]).rows[0])
-    first, second = _tokens(31, vocabulary), _tokens(31, vocabulary)[::-1]
-    expected = [_reference(directory, tokens) for tokens in (first, second)]
-    for slot, tokens in ((3, first), (1, second)):
-        assert np.abs(decoder.feed(slot, tokens[:30]).rows[0] - expected[slot == 1][29]).max() < TOLERANCE
-    for _ in range(2):
-        rows = decoder.decode([SlotInput(3, first[30], 30), SlotInput(1, second[30], 30)]).rows
-        assert np.abs(rows - [expected[0][30], expected[1][30]]).max() < TOLERANCE
+    prompts = [_tokens(31, vocabulary), _tokens(31, vocabulary)[::-1]]
+    for tokens in (prompts, prompts[::-1]):  # the slots are fed anew then
+        expected = [_reference(directory, each) for each in tokens]
+        for slot in (0, 1):
+            assert np.abs(decoder.feed(slot, tokens[slot][:30]).rows[0] - expected[slot][29]).max() < TOLERANCE
+        for _ in range(2):
+            rows = decoder.decode([SlotInput(slot, tokens[slot][30], 30) for slot in (0, 1)]).rows
+            assert np.abs(rows - [each[30] for each in expected]).max() < TOLERANCE
 
 
 def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:
