@@ -1,4 +1,4 @@
-"""`python -m models.cpu.benchmark DIRECTORY`: the CPU backend against plain torch and Hugging Face `generate`.
+"""`python -m models.cpu.benchmark DIRECTORY`: the CPU backend against plain torch and transformers.
 
 All variants run in turns in one process, so a busy neighbour slows them alike: read the ratios, not the milliseconds.
 `--diverge` counts where they say something else than the guaranteed mode. Knows no server: the backend alone.
@@ -70,7 +70,7 @@ class Generator(Protocol):
 
 
 class Variant:
-    """A loaded decoder with every slot fed, and the steps measured so far."""
+    """A loaded decoder, and the steps measured so far."""
 
     def __init__(self, name: str, decoder: Decoding, vocabulary: int, clock: Clock = time.perf_counter) -> None:
         self.name = name
@@ -80,16 +80,20 @@ class Variant:
         self._feeds: list[float] = []
         self._steps: dict[int, list[float]] = {count: [] for count in SLOTS}
 
+    def prepare(self) -> None:
+        """Feed every slot, and make one step of each width, which some are slow at for the first time."""
+        for slot in range(max(SLOTS)):
+            self._decoder.feed(slot, _prompt(slot, self._vocabulary))
+        for count in SLOTS:
+            self._decoder.decode(_streams(count))
+
     def turn(self) -> None:
         """Some prefills and one step of each width; all slots stay equally long."""
-        first = not self._feeds
-        for slot in range(max(SLOTS) if first else _FEEDS):
-            self._feeds.append(
-                _seconds(self._clock, partial(self._decoder.feed, slot, _prompt(slot, self._vocabulary)))
-            )
+        for slot in range(_FEEDS):
+            feed = partial(self._decoder.feed, slot, _prompt(slot, self._vocabulary))
+            self._feeds.append(_seconds(self._clock, feed))
         for count in SLOTS:
-            live = [SlotInput(slot, 1, PROMPT) for slot in range(count)]
-            self._steps[count].append(_seconds(self._clock, partial(self._decoder.decode, live)))
+            self._steps[count].append(_seconds(self._clock, partial(self._decoder.decode, _streams(count))))
 
     def row(self) -> Row:
         return Row(
@@ -232,6 +236,10 @@ def _prompt(stream: int, vocabulary: int) -> list[int]:
     return [(7919 * (position + 1) + 31 * stream) % vocabulary for position in range(PROMPT)]
 
 
+def _streams(count: int) -> list[SlotInput]:
+    return [SlotInput(slot, 1, PROMPT) for slot in range(count)]
+
+
 def _quiet(phase: str, done: int, total: int) -> None:
     """Loading is no part of the measurement."""
 
@@ -289,17 +297,20 @@ def main() -> None:
     clock = time.thread_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads
     loaded = variants(args.directory, args.dtypes, args.threads, args.int8, args.transformers, clock)
+    for variant in loaded:
+        variant.prepare()
     for _ in range(args.turns):
         for variant in loaded:
             variant.turn()
     rows = [variant.row() for variant in loaded]
     _print_steps(rows, loaded)
-    ours = [variant for variant in loaded if not variant.name.endswith(f", {TRANSFORMERS}")]
+    # The decoder over transformers' modules knows one position only.
+    movable = [variant for variant in loaded if not variant.name.endswith(f", {TRANSFORMERS}")]
     if args.diverge:
-        _print_divergence(args.directory, ours, args.diverge, args.threads)
+        _print_divergence(args.directory, movable, args.diverge, args.threads)
     if args.generate:
         print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
-        for rate in rates(_generators(args.directory, args.dtypes), ours, args.generate, args.turns, clock):
+        for rate in rates(_generators(args.directory, args.dtypes), movable, args.generate, args.turns, clock):
             print(f"{rate.variant:38}{rate.tokens_per_s:9.1f} tokens/s{rate.ratio:8.2f} times the best generate")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")

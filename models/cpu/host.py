@@ -19,14 +19,16 @@ _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _SPIN_COUNT = "2000"
 
 # Torch asks the kernel for pages of 2 MB for whatever is as large: a step reads all weights once, and finding them in
-# pages of 4 KB is a tenth of a step of one row. Where the kernel has none it gives small ones.
+# pages of 4 KB takes time. Where the kernel knows no such pages torch would warn of it.
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+_HUGE_PAGES_OF_THE_KERNEL = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def import_torch(threads: int) -> None:
     """Imports torch and sets its threads; 0 takes every processor that this process may use."""
     # Both are read once, when OpenMP is loaded with torch and when torch first allocates; the user's own choice stands.
-    os.environ.setdefault(_HUGE_PAGES, "1")
+    if _HUGE_PAGES_OF_THE_KERNEL.exists():
+        os.environ.setdefault(_HUGE_PAGES, "1")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     try:

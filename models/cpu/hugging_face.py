@@ -1,7 +1,7 @@
 """Hugging Face transformers as a measure of the CPU backend: its modules called step by step, and its `generate`.
 
-What nobody here wrote: torch's F.linear for each weight, the library's attention, its caches. Imports transformers,
-which only benchmarks and tests have.
+What nobody here wrote: torch's F.linear for each weight, the library's attention, its caches. transformers comes with
+the extra `test` alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class HuggingFaceDecoder:
     def __init__(self, directory: Path, dtype: torch.dtype) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
         self._prompts: dict[int, list[int]] = {}
-        self._batches: dict[tuple[int, ...], Any] = {}
+        self._batches: dict[tuple[int, ...], DynamicCache] = {}
 
     @torch.inference_mode()
     def feed(self, slot: int, tokens: Sequence[int]) -> Logits:
@@ -38,8 +38,10 @@ class HuggingFaceDecoder:
 
     @torch.inference_mode()
     def decode(self, live: Sequence[SlotInput]) -> Logits:
-        """One token a row, each behind its slot's prompt. Logits float32 (rows, vocab_size)."""
+        """One token a row, each right behind its slot's prompt, or ValueError. Logits float32 (rows, vocab_size)."""
         prompts = [self._prompts[row.slot] for row in live]
+        if {row.position for row in live} != {len(prompt) for prompt in prompts}:
+            raise ValueError(f"{live} are not all behind prompts of one length")
         key = tuple(row.slot for row in live)
         if key not in self._batches:
             self._batches[key] = DynamicCache()
@@ -49,7 +51,7 @@ class HuggingFaceDecoder:
         cache.crop(len(prompts[0]))
         return logits
 
-    def _forward(self, tokens: list[list[int]], cache: Any) -> Logits:
+    def _forward(self, tokens: list[list[int]], cache: DynamicCache) -> Logits:
         answer = self._model(input_ids=torch.tensor(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return Logits(answer.logits[:, -1].float().numpy())
 

@@ -102,16 +102,16 @@ async def measure(
     seconds: float,
     api_key: str = "",
     greedy: bool = False,
-    first: int = 0,
+    first: int,
     progress: Callable[[int], None],
 ) -> ClientFigures:
     """Ask `requests` times, `concurrency` at once, with no new request after `seconds`. RuntimeError: see figures().
 
-    The prompts are those from number `first` on: of no two measurements that one server sees are any the same.
+    The prompts are numbered from `first` on: callers take ranges that do not overlap.
     """
     seen: list[Answer] = []
     end = time.monotonic() + seconds
-    numbers = iter(range(first, first + requests))
+    places = iter(range(requests))
     async with client(concurrency, api_key) as http:
         usual = round(PROMPT_TOKENS / 1.2)  # words of English
         counted = await count_tokens(http, url, _prompt(first, usual))
@@ -120,10 +120,11 @@ async def measure(
         before = read(await metrics(http, url))
 
         async def one_client() -> None:
-            for number in numbers:
+            for place in places:
                 if time.monotonic() >= end:
                     return
-                seen.append(await answer(http, url, route, _stream(route, number, tokens, words, greedy)))
+                prompt = _prompt(first + place, words)
+                seen.append(await answer(http, url, route, _stream(route, place, prompt, tokens, greedy)))
                 progress(len(seen))
 
         await asyncio.gather(*(one_client() for _ in range(concurrency)))
@@ -131,16 +132,17 @@ async def measure(
     return figures(concurrency, seen, spent)
 
 
-def _stream(route: Route, number: int, tokens: int, words: int, greedy: bool) -> Stream:
+def _stream(route: Route, place: int, prompt: str, tokens: int, greedy: bool) -> Stream:
     parameters: dict[str, Any]
     if route == "openai":
         parameters = {"temperature": 0} if greedy else {}
     else:
-        parameters = {} if greedy else {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "seed": number + 1}
-    return Stream(_prompt(number, words), tokens, parameters)
+        parameters = {} if greedy else {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "seed": place + 1}
+    return Stream(prompt, tokens, parameters)
 
 
 def _prompt(number: int, words: int) -> str:
-    """A number in front, so that no two prompts begin alike: a server that reuses prefixes gains nothing from it."""
+    """A number in front, its fastest digit first, so that a server that reuses prefixes finds no more in a prompt than
+    what a chat's template puts before it, and a digit or two."""
     story = itertools.islice(itertools.cycle(" ".join(_SENTENCES).split()), max(1, words))
-    return f"{number}. " + " ".join(story)
+    return f"{number}"[::-1] + ". " + " ".join(story)

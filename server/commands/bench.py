@@ -162,7 +162,7 @@ def _exchanges(arguments: argparse.Namespace, progress: ProgressLine) -> Iterato
 
 
 def _remote(arguments: argparse.Namespace, progress: ProgressLine) -> Iterator[remote.ClientFigures]:
-    # What a server was asked before, by another run too, would cost it less where it reuses prefixes.
+    # What a server was asked before, in another row or by another run, costs it less where it reuses prefixes.
     first = random.randrange(100_000, 900_000)
     for concurrency in arguments.concurrency:
         requests = arguments.requests or 4 * concurrency

@@ -140,6 +140,8 @@ def test_steps_of_the_library_s_modules_are_cut_back(tiny_checkpoint: Callable[.
         for _ in range(2):
             rows = decoder.decode([SlotInput(slot, tokens[slot][30], 30) for slot in (0, 1)]).rows
             assert np.abs(rows - [each[30] for each in expected]).max() < TOLERANCE
+    with pytest.raises(ValueError, match="behind prompts of one length"):
+        decoder.decode([SlotInput(0, 1, 31)])
 
 
 def test_bfloat16_stays_near(tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]) -> None:
