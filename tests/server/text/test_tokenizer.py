@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from server.errors import ConfigurationError
@@ -190,8 +190,14 @@ def test_decoding_equals_the_librarys(
 
 @given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"])))
 @settings(max_examples=200, deadline=None)
-def test_a_continuation_keeps_its_leading_space(byte_fallback: Tokenizer, text: str) -> None:
-    """The library strips the space in front of a whole text; in an answer that space stands behind the prompt."""
+def test_a_continuation_keeps_its_leading_space(
+    byte_fallback: Tokenizer, byte_fallback_raw: tokenizers.Tokenizer, text: str
+) -> None:
+    """The library strips the space in front of a whole text; in an answer that space stands behind the prompt.
+
+    What looks like a special token is one, which is no text: hypothesis finds some in the sources now and then.
+    """
+    assume(not any(token.content in text for token in byte_fallback_raw.get_added_tokens_decoder().values()))
     ids = byte_fallback.encode(text, add_special_tokens=False)
 
     assert byte_fallback.decode(ids, skip_special_tokens=True) == (" " + text if text else "")
