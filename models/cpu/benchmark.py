@@ -122,6 +122,7 @@ def variants(
     directory: Path,
     dtypes: Sequence[str],
     threads: int,
+    *,
     int8: bool = False,
     transformers: bool = False,
     clock: Clock = time.perf_counter,
@@ -296,7 +297,9 @@ def main() -> None:
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads
-    loaded = variants(args.directory, args.dtypes, args.threads, args.int8, args.transformers, clock)
+    loaded = variants(
+        args.directory, args.dtypes, args.threads, int8=args.int8, transformers=args.transformers, clock=clock
+    )
     for variant in loaded:
         variant.prepare()
     for _ in range(args.turns):
