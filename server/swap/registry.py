@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
+from functools import partial
 
 from models.host import available_bytes
 from models.protocol import Remedy
@@ -27,6 +28,7 @@ from server.swap.policy import Turn
 from server.swap.residents import check_fit
 from server.swap.roster import Roster
 from server.swap.turns import choose_turn, may_retry, retry_after_s
+from server.swap.wanted import Wanted
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -46,13 +48,9 @@ class Registry:
         self._roster = Roster(settings, lambda model, whole: Model(model, whole, metrics, self._wake.set))
         self._admission = Admission(settings.limits.max_concurrent_requests)
         self._device = Device(settings, metrics, self._set_state)
-        self._active = self.default
-        self._asked: Model | None = self.default  # the last activate that is not yet fulfilled
-        self._home: Model | None = self.default  # comes back by itself when there is room and nobody is asked for
-        self._unloads: list[Model] = []
+        self._wanted = Wanted(self.default)
         self._in_exchange = False  # a model served when it began: planned, so /health stays 200
         self._turn: Turn | None = None  # the exchange under way
-        self._called_off = False  # an operator decided for a model that must leave for it
         self._change: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._changes = Changes()
@@ -73,7 +71,7 @@ class Registry:
     @property
     def active(self) -> Model:
         """Where bare requests go: the model on the device, during an exchange the incoming one."""
-        return self._active
+        return self._wanted.active
 
     @property
     def queued(self) -> int:
@@ -107,7 +105,7 @@ class Registry:
 
     def entry(self, model: Model) -> ModelEntry:
         """A snapshot of one model for clients."""
-        return model.entry(active=model is self._active)
+        return model.entry(active=model is self.active)
 
     def unhealthy(self, named: Model | None = None) -> str | None:
         """Why /health is not 200 now, None when it is; of the server, or of a `named` model: whether requests for it
@@ -120,11 +118,12 @@ class Registry:
             return None
         if self._in_exchange or any(model.state in ("available", "draining") for model in self.models):
             return None
-        return _condition(self._active)
+        return _condition(self.active)
 
     def _is_idle(self) -> bool:
         """Whether the device is empty and stays so until somebody is asked for, or until a failed load is retried."""
-        return self._device.empty and (self._home is None or self._home.state == "failed")
+        home = self._wanted.home
+        return self._device.empty and (home is None or home.state == "failed")
 
     def _comes_by_itself(self, model: Model) -> bool:
         if model.state == "unloaded":
@@ -159,10 +158,9 @@ class Registry:
     def activate(self, model: Model) -> None:
         """Ask for the device; returns at once. The last one who asks decides."""
         self._check_open(model)
-        outdone, self._asked = self._asked, model
-        if model in self._unloads:
-            self._unloads.remove(model)
-        self._called_off = self._fulfil() and self._leaves_needlessly(model)
+        outdone = self._wanted.ask(model)
+        if self._fulfil() and self._leaves_needlessly(model):
+            self._wanted.call_off()
         if outdone is not None:
             self._publish(outdone)
         self._wake.set()
@@ -171,7 +169,7 @@ class Registry:
         """Wait until `model` is neither asked for nor on its way."""
         async with aclosing(self.events()) as events:
             async for _ in events:
-                if model is not self._asked and model.state in ("available", "failed", "unloaded"):
+                if model is not self._wanted.asked and model.state in ("available", "failed", "unloaded"):
                     return
 
     def unload(self, model: Model) -> None:
@@ -179,12 +177,10 @@ class Registry:
 
         Its running requests may finish within swap.drain; the others are ended, or they would bring it back.
         """
-        if self._asked is model:
-            self._asked = None
-        if self._home is model:
-            self._home = None
-        if model not in self._unloads:
-            self._unloads.append(model)
+        self._wanted.withdraw(model)
+        self._leave(model)
+
+    def _leave(self, model: Model) -> None:
         self._device.abort(model)
         self._publish(model)
         self._wake.set()
@@ -212,30 +208,15 @@ class Registry:
         self._roster.adopt(settings)
         self._renew()
         for model in [model for model in self.models if not self._roster.configured(model)]:
-            self._dismiss(model)
+            self._wanted.dismiss(model, self.default)
+            self._leave(model)
         self._wake.set()
         return self._roster.outdated
 
-    def _dismiss(self, model: Model) -> None:
-        """It is not configured any more, and in use. The default model takes what was its own."""
-        if self._active is model:
-            self._active = self.default
-        was_home = self._home is model
-        self.unload(model)
-        if was_home:
-            self._home = self.default
-
     def _renew(self) -> None:
         """Models that are not in use give way to their successors."""
-        gave_way = self._roster.renew(self._in_use)
-        if not gave_way:
-            return
-        if self._home is not None:
-            self._home = gave_way.get(self._home, self._home) or self.default
-        if self._asked is not None:
-            self._asked = gave_way.get(self._asked, self._asked)
-        self._active = gave_way.get(self._active, self._active) or self.default
-        self._unloads = [model for model in self._unloads if model not in gave_way]
+        if gave_way := self._roster.renew(self._in_use):
+            self._wanted.renew(gave_way, self.default)
 
     def _in_use(self, model: Model) -> bool:
         """While a change is under way, all of them: it may end with any of them."""
@@ -319,17 +300,18 @@ class Registry:
         self._fulfil()
         if self._change is not None and not self._change.done():
             newcomer = self._device.newcomer
-            if newcomer is not None and not self._needs(newcomer):
+            if newcomer is not None and not self._wanted.needs(newcomer):
                 self._device.abort(newcomer)
             return
         self._turn = None
         self._renew()
-        if self._unloads:
-            model = self._unloads.pop(0)
-            self._begin(model, lambda: self._unload(model))
+        if (model := self._wanted.next_unload()) is not None:
+            self._begin(model, partial(self._unload, model))
         elif (turn := self._next_turn()) is not None:
-            self._turn, self._called_off = turn, False
-            self._begin(self._named(turn.model), lambda: self._exchange(turn))
+            self._turn = turn
+            newcomer = self._named(turn.model)
+            self._wanted.expect(newcomer)
+            self._begin(newcomer, partial(self._exchange, newcomer, [self._named(name) for name in turn.leaving]))
         else:
             self._in_exchange = False
             self._settle_active()
@@ -344,25 +326,16 @@ class Registry:
         except Exception:
             log.exception("the change of %s failed", model.id)
             self._set_state(model, "failed", INTERNAL_ERROR)
-            if self._asked is model:
-                self._asked = None
+            self._wanted.give_up(model)
 
-    async def _exchange(self, turn: Turn) -> None:
+    async def _exchange(self, newcomer: Model, leaving: list[Model]) -> None:
         if self.stopping:  # since the turn was chosen
             return
-        target = self._named(turn.model)
-        leaving = [self._named(name) for name in turn.leaving]
         self._in_exchange |= any(model.state == "available" for model in self.models)
-        self._active = target
-        came = await self._device.bring(target, leaving)
-        if self._asked is target and target.state != "unloaded":  # else: cancelled, and asked for again since
-            self._asked = None
-        if came:
-            self._home = target
-        elif gone := [model for model in leaving if model.state == "unloaded" and model not in self._unloads]:
-            self._home = gone[0]
+        came = await self._device.bring(newcomer, leaving)
+        self._wanted.exchanged(newcomer, leaving, came)
         self._settle_active()
-        self._publish(target)
+        self._publish(newcomer)
 
     async def _unload(self, model: Model) -> None:
         await self._device.release(model)
@@ -372,19 +345,12 @@ class Registry:
 
     def _fulfil(self) -> bool:
         """An activate of a model that is on the device costs nothing; whether there was one."""
-        asked = self._asked
+        asked = self._wanted.asked
         if asked is None or asked.state != "available" or not self._device.holds(asked):
             return False
-        self._asked = None
-        self._home = self._active = asked
+        self._wanted.fulfil(asked)
         self._publish(asked)
         return True
-
-    def _needs(self, newcomer: Model) -> bool:
-        """Whether anybody still wants a model that is on its way; an activate of another one decides against it."""
-        if self._asked is not None:
-            return newcomer is self._asked
-        return not self._called_off and (newcomer is self._home or not newcomer.engine.empty)
 
     def _leaves_needlessly(self, resident: Model) -> bool:
         """Whether it must leave for an exchange under way that would not be begun now."""
@@ -395,17 +361,15 @@ class Registry:
         return now is None or now.model != turn.model
 
     def _settle_active(self) -> None:
-        """When the active model did not come, or is lost for good, bare requests go to one that is there."""
-        there = [each.model for each in self._device.residents if self._roster.configured(each.model)]
-        if self._active not in there:
-            self._active = there[-1] if there else self._home or self._active
+        there = [each.model for each in self._device.residents]
+        self._wanted.settle([model for model in there if self._roster.configured(model)])
 
     def _next_turn(self) -> Turn | None:
         return choose_turn(
             self.models,
             self._device.residents,
-            asked=self._asked,
-            home=self._home,
+            asked=self._wanted.asked,
+            home=self._wanted.home,
             now=time.monotonic(),
             swap=self._settings.swap,
         )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from models.protocol import (
     Command,
     Decode,
-    DeviceOptions,
     Feed,
     NeuronOptions,
     Remedy,
@@ -22,7 +20,7 @@ from models.simulated import SimulatedBackend
 from models.steps import Steps
 from server.core import Request, Timings
 from server.observe.metrics import Metrics
-from server.settings import ModelSettings, Settings, SwapSettings, WorkerSettings
+from server.settings import SwapSettings, WorkerSettings
 from server.supervisor import Supervisor
 from server.swap.device import Settled
 from server.swap.model import Model
@@ -34,18 +32,6 @@ NOW = 1000.0
 SWAP = SwapSettings(min_resident=10, turn_after=60)
 TWO = SwapSettings(min_resident=10, turn_after=60, residents=2)
 Make = Callable[..., Model]
-
-
-@pytest.fixture
-def make(tiny_text_directory: Path) -> Make:
-    """make(id, device=simulated, pinned=False) -> Model"""
-
-    def model(name: str, device: DeviceOptions | None = None, pinned: bool = False) -> Model:
-        device = device or SimulatedOptions()
-        settings = ModelSettings(id=name, path=str(tiny_text_directory), device=device, pinned=pinned)
-        return Model(settings, Settings(models=(settings,)), Metrics(), lambda: None)
-
-    return model
 
 
 def ask(model: Model, arrived: float) -> None:
