@@ -7,6 +7,7 @@ Rules that tests/models/test_backend_contract.py holds every backend to:
 - Every live slot is in every decode call. One that must wait is *held*: its last (token, position) is passed again
   and its row dropped. Repeating a step is idempotent.
 - `feed` at position 0 with the whole prompt is a prefill; a one-token prompt is legal.
+- With the capability `mixed` a decode and a feed may be one call, `decode_and_feed`; it does what the two would.
 - Nothing is fed at or past `n_positions`; slots, positions and token ids are checked before the device is called.
 - Releasing a slot is free: the next feed overwrites it. With the capability `reuse` a released slot keeps what was
   written to it, and a feed may go on behind any part of that (`tokens`) or behind whole feeds of `chunk` (`chunks`).
@@ -115,6 +116,18 @@ class SlotCopier(Protocol):
 
     def copy(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` tokens that `source` holds, to the bit; `source` keeps what it has."""
+
+
+@runtime_checkable
+class MixedStepper(Protocol):
+    """What a backend is besides whose Description says `mixed`."""
+
+    def decode_and_feed(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int = 0) -> Logits:
+        """`decode` of `live`, and `feed` of a slot that is not among them, in one pass.
+
+        Row 0 answers the last of `tokens`, row 1 + i live[i]. StepError, with nothing done, if either call would be
+        one.
+        """
 
 
 @runtime_checkable

@@ -113,8 +113,9 @@ class SimulatedOptions(
 ):
     """A device with set times and a schedule of faults; its tokens are a function of the slot's own history.
 
-    Times are seconds. `reuse`: a slot that a decode leaves out keeps what it holds (needs `chunk`). `faults` names
-    what goes wrong at which call ("decode:12=exit", "load:0=configuration"): see models/simulated.py.
+    Times are seconds. `reuse`: a slot that a decode leaves out keeps what it holds (needs `chunk`). `mixed`: a feed may
+    come with a decode, which takes no time of its own then. `faults` names what goes wrong at which call
+    ("decode:12=exit", "load:0=configuration"): see models/simulated.py.
     """
 
     slots: int = 8
@@ -125,6 +126,7 @@ class SimulatedOptions(
     load_s: float = 0.0
     chunk: int = 0
     reuse: bool = False
+    mixed: bool = False
     answer_tokens: int = 0
     eos_token: int = 2
     faults: tuple[str, ...] = ()
@@ -141,6 +143,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     many candidates a row. `step_s` and `feed_s` are measured seconds by bucket, in the order of the buckets.
     `reuse`: a slot keeps what was written, also while decodes leave it out, for a feed behind it; needs `chunk`.
     `copies`: what one slot holds can be copied to another, of as much as `reuse` allows.
+    `mixed`: a decode and a feed of another slot can be one pass, which takes less than the two.
     `runtime_timeout_s` > 0: the device's own runtime gives a step up after that many seconds, and says why.
     """
 
@@ -152,6 +155,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     chunk: int = 0
     reuse: Reuse = "none"
     copies: bool = False
+    mixed: bool = False
     candidates: int = 0
     prefill_logprobs: bool = False
     device_sampling: bool = False
@@ -220,12 +224,14 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Step: one token for each live (slot, sequence); a sequence that ended in the step before is skipped.
 
     `held` are the (slot, sequence) whose prompt is half fed: they wait, with nothing drawn. A slot in neither is
-    released.
+    released. `feed`, of the same step, is done as well, in one pass where the backend can (Description.mixed): its
+    slot is in neither, and its token, if it brings one, comes first.
     """
 
     step: int
     live: tuple[tuple[int, int], ...]
     held: tuple[tuple[int, int], ...] = ()
+    feed: Feed | None = None
 
 
 class Compile(msgspec.Struct, frozen=True, kw_only=True, tag=True):

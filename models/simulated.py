@@ -116,6 +116,7 @@ class SimulatedBackend:
             chunk=options.chunk,
             reuse="tokens" if options.reuse else "none",
             copies=options.reuse,
+            mixed=options.mixed,
             prefill_logprobs=True,
             exact_replay=True,
             dtype="float32",
@@ -129,12 +130,7 @@ class SimulatedBackend:
         """See Backend.feed; takes `prefill_token_s` a token."""
         started = time.perf_counter()
         self._limits.check_feed(slot, tokens, position)
-        fault = self._strike("feed")
-        end = position + len(tokens)
-        self._cache[slot, position:end] = _summand(np.asarray(tokens), np.arange(position, end))
-        self._prompt_end[slot] = end
-        scored = range(position, end) if all_logits else range(end - 1, end)
-        rows = self._rows([(slot, each) for each in scored], fault)
+        rows = self._feed(slot, tokens, position, all_logits)
         _sleep_until(started + self._options.prefill_token_s * len(tokens))
         return Logits(rows)
 
@@ -147,19 +143,39 @@ class SimulatedBackend:
         """See Backend.decode; takes `step_s`, whatever the number of rows."""
         started = time.perf_counter()
         self._limits.check_decode(live)
-        fault = self._strike("decode")
-        if not self._options.reuse:
-            absent = np.ones(self._options.slots, np.bool_)
-            absent[[row.slot for row in live]] = False
-            self._cache[absent, 0] = _summand(np.zeros(1, np.int64), np.zeros(1, np.int64))
-        slots, tokens, positions = (np.array(column) for column in zip(*map(_columns, live), strict=True))
-        self._cache[slots, positions] = _summand(tokens, positions)
-        rows = self._rows([(row.slot, row.position) for row in live], fault)
+        rows = self._decode(live, [row.slot for row in live])
         _sleep_until(started + self._options.step_s)
         return Logits(rows)
 
+    def decode_and_feed(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int = 0) -> Logits:
+        """See MixedStepper.decode_and_feed; takes what the feed alone takes, `step_s` at least."""
+        started = time.perf_counter()
+        self._limits.check_mixed(live, slot, tokens, position)
+        decoded = self._decode(live, [*(row.slot for row in live), slot])
+        fed = self._feed(slot, tokens, position, False)
+        _sleep_until(started + max(self._options.step_s, self._options.prefill_token_s * len(tokens)))
+        return Logits(np.concatenate((fed, decoded)))
+
     def close(self) -> None:
         """Nothing is held."""
+
+    def _feed(self, slot: int, tokens: Sequence[int], position: int, all_logits: bool) -> FloatRows:
+        fault = self._strike("feed")
+        end = position + len(tokens)
+        self._cache[slot, position:end] = _summand(np.asarray(tokens), np.arange(position, end))
+        self._prompt_end[slot] = end
+        scored = range(position, end) if all_logits else range(end - 1, end)
+        return self._rows([(slot, each) for each in scored], fault)
+
+    def _decode(self, live: Sequence[SlotInput], present: Sequence[int]) -> FloatRows:
+        fault = self._strike("decode")
+        if not self._options.reuse:
+            absent = np.ones(self._options.slots, np.bool_)
+            absent[list(present)] = False
+            self._cache[absent, 0] = _summand(np.zeros(1, np.int64), np.zeros(1, np.int64))
+        slots, tokens, positions = (np.array(column) for column in zip(*map(_columns, live), strict=True))
+        self._cache[slots, positions] = _summand(tokens, positions)
+        return self._rows([(row.slot, row.position) for row in live], fault)
 
     def _rows(self, scored: Sequence[tuple[int, int]], fault: Kind | None) -> FloatRows:
         rows = np.empty((len(scored), self._options.vocab_size), np.float32)

@@ -55,6 +55,13 @@ class StepLimits:
             self._check_position(row.slot, row.position)
             self._check_token(row.slot, row.token)
 
+    def check_mixed(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int) -> None:
+        """StepError unless both calls are right, and are about different slots."""
+        self.check_decode(live)
+        self.check_feed(slot, tokens, position)
+        if any(row.slot == slot for row in live):
+            raise StepError(f"slot {slot} is to be fed and decoded in one step")
+
     def _check_slot(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
             raise StepError(f"slot {slot} does not exist: the slots are 0 to {self.slots - 1}")

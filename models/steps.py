@@ -11,6 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+import msgspec
 
 from models.backend import (
     Backend,
@@ -19,6 +22,7 @@ from models.backend import (
     DeviceError,
     DeviceSampler,
     Logits,
+    MixedStepper,
     Scores,
     SlotCopier,
     StepError,
@@ -36,6 +40,10 @@ logger = logging.getLogger(__name__)
 FullRows = Callable[[list[int]], Logits]
 
 
+class _UnusableGrammar(Exception):
+    """Grammars cannot be used here."""
+
+
 @dataclass(slots=True)
 class Occupant:
     """What sits in a slot. `last` is written at `position` by the next decode, or again if the slot is held."""
@@ -46,10 +54,6 @@ class Occupant:
     start: Start | None = None  # None while its prompt is still being fed
     sampler: SequenceSampler | None = None
     generated: int = 0
-
-    @property
-    def fed(self) -> bool:
-        return self.start is not None
 
 
 class Steps:
@@ -68,7 +72,12 @@ class Steps:
         began = time.perf_counter()
         self._sampling_s = 0.0
         self._prompt_logprobs = ()
-        drawn = self._feed(command) if isinstance(command, Feed) else self._decode(command)
+        if isinstance(command, Feed):
+            drawn = self._feed(command)
+        elif command.feed is None:
+            drawn = self._decode(command)
+        else:
+            drawn = self._decode_and_feed(command, command.feed)
         elapsed = time.perf_counter() - began
         return Stepped(
             step=command.step,
@@ -79,44 +88,68 @@ class Steps:
         )
 
     def _feed(self, feed: Feed) -> tuple[Drawn, ...]:
-        if feed.position > feed.reused and not self._holds(feed.slot, feed.sequence):
-            return ()  # its first pieces were refused while this one was on its way
+        if self._is_void(feed):
+            return ()
         try:
-            matcher = self._matcher(feed.start) if feed.start is not None else None
-        except ConfigurationError as error:
-            logger.error("the grammar of sequence %d cannot be followed: %s", feed.sequence, error)
-            self._occupants.pop(feed.slot, None)
-            return (Drawn(feed.slot, feed.sequence, -1, 0.0, "grammar"),)
-        try:
-            if feed.start is not None and isinstance(self._backend, DeviceSampler):
-                self._backend.configure(feed.slot, feed.start.sampling)
-            if feed.source is not None:
-                self._copy(feed.source, feed.slot, feed.reused)
+            sampler = self._prepare(feed)
             scores = self._backend.feed(feed.slot, feed.tokens, feed.position, all_logits=bool(feed.scored))
-        except StepError as error:
-            # Refused before the device was touched: this prompt's mistake, and nobody else's.
-            logger.error("the prompt of sequence %d is refused: %s", feed.sequence, error)
-            self._occupants.pop(feed.slot, None)
-            return (Drawn(feed.slot, feed.sequence, -1, 0.0, "refused"),)
+        except (StepError, _UnusableGrammar) as error:
+            return self._refuse(feed, error)
         if feed.scored:
             scores = self._scored(feed, scores)
             if any(map(math.isnan, self._prompt_logprobs)):
                 self._occupants.pop(feed.slot, None)
                 return (Drawn(feed.slot, feed.sequence, -1, 0.0, "non_finite"),)
+        drawing = self._seat(feed, sampler)
+        return self._advance(drawing, scores, full=lambda rows: self._feed_again(feed, rows)) if drawing else ()
+
+    def _decode_and_feed(self, decode: Decode, feed: Feed) -> tuple[Drawn, ...]:
+        """In one pass; or one after the other, where the prompt's own scores are wanted or something is amiss."""
+        named = (*decode.held, (feed.slot, feed.sequence))
+        self._release_but({*decode.live, *named})
+        slots = [slot for slot, sequence in decode.live if self._holds(slot, sequence)]
+        backend = self._backend
+        if slots and not feed.scored and not self._is_void(feed) and isinstance(backend, MixedStepper):
+            try:
+                sampler = self._prepare(feed)
+                scores = backend.decode_and_feed(self._inputs(slots), feed.slot, feed.tokens, feed.position)
+            except (StepError, _UnusableGrammar):
+                pass  # nothing was done: whose fault it is shows when they go alone
+            else:
+                drawing = [*self._seat(feed, sampler), *slots]
+                drawn_from = Logits(scores.rows[-len(drawing) :])  # without row 0 while the prompt is not whole
+                return self._advance(drawing, drawn_from, full=partial(_full_rows, drawn_from))
+        return (*self._decode(msgspec.structs.replace(decode, held=named)), *self._feed(feed))
+
+    def _is_void(self, feed: Feed) -> bool:
+        """Whether its first pieces were refused while this one was on its way."""
+        return feed.position > feed.reused and not self._holds(feed.slot, feed.sequence)
+
+    def _prepare(self, feed: Feed) -> SequenceSampler | None:
+        """What must be there before a feed; the sampler that comes with its last piece. Repeating it is idempotent."""
+        sampler = None
+        if (start := feed.start) is not None:
+            sampler = SequenceSampler(start.sampling, start.history, start.emitted, self._matcher(start))
+            if isinstance(self._backend, DeviceSampler):
+                self._backend.configure(feed.slot, start.sampling)
+        if feed.source is not None:
+            self._copy(feed.source, feed.slot, feed.reused)
+        return sampler
+
+    def _seat(self, feed: Feed, sampler: SequenceSampler | None) -> list[int]:
+        """It was fed. Its slot if a token is to be drawn there: its prompt is whole then."""
         end = feed.position + len(feed.tokens)
-        start = feed.start
-        if start is None:
-            self._occupants[feed.slot] = Occupant(feed.sequence, feed.tokens[-1], end - 1)
-            return ()
-        occupant = Occupant(
-            feed.sequence,
-            feed.tokens[-1],
-            end - 1,
-            start,
-            SequenceSampler(start.sampling, start.history, start.emitted, matcher),
-        )
-        self._occupants[feed.slot] = occupant
-        return self._advance([feed.slot], scores, full=lambda rows: self._feed_again(feed, rows))
+        self._occupants[feed.slot] = Occupant(feed.sequence, feed.tokens[-1], end - 1, feed.start, sampler)
+        return [] if feed.start is None else [feed.slot]
+
+    def _refuse(self, feed: Feed, error: StepError | _UnusableGrammar) -> tuple[Drawn, ...]:
+        """This prompt's mistake, found before the device was touched, and nobody else's."""
+        self._occupants.pop(feed.slot, None)
+        if isinstance(error, _UnusableGrammar):
+            logger.error("the grammar of sequence %d cannot be followed: %s", feed.sequence, error)
+            return (Drawn(feed.slot, feed.sequence, -1, 0.0, "grammar"),)
+        logger.error("the prompt of sequence %d is refused: %s", feed.sequence, error)
+        return (Drawn(feed.slot, feed.sequence, -1, 0.0, "refused"),)
 
     def _copy(self, source: int, slot: int, length: int) -> None:
         if not isinstance(self._backend, SlotCopier):
@@ -124,12 +157,14 @@ class Steps:
         self._backend.copy(source, slot, length)
 
     def _matcher(self, start: Start) -> Matcher | None:
-        """ConfigurationError where grammars cannot be used."""
         if start.grammar is None:
             return None
         if self._vocabulary is None:
-            raise ConfigurationError("there is no vocabulary for grammars")
-        return Matcher(self._vocabulary, start.grammar, start.eos, start.emitted)
+            raise _UnusableGrammar("there is no vocabulary for grammars")
+        try:
+            return Matcher(self._vocabulary, start.grammar, start.eos, start.emitted)
+        except ConfigurationError as error:
+            raise _UnusableGrammar(str(error)) from error
 
     def _scored(self, feed: Feed, scores: Scores) -> Logits:
         """Keep the logprobs of `feed.scored`, and the last row of the prompt's scores."""
@@ -146,18 +181,25 @@ class Steps:
         return _full_rows(scores, rows)
 
     def _decode(self, decode: Decode) -> tuple[Drawn, ...]:
-        named = {*decode.live, *decode.held}
-        for slot, occupant in list(self._occupants.items()):
-            if (slot, occupant.sequence) not in named:
-                del self._occupants[slot]  # released by the scheduler: a stop string, a cancel
+        self._release_but({*decode.live, *decode.held})
         slots = [slot for slot, sequence in decode.live if self._holds(slot, sequence)]
         if not slots:
             return ()
         # A slot whose prompt is half fed repeats its last token: left out, the device would overwrite its cache.
         held = [slot for slot, sequence in decode.held if self._holds(slot, sequence)]
-        inputs = [SlotInput(s, self._occupants[s].last, self._occupants[s].position) for s in (*slots, *held)]
+        inputs = self._inputs([*slots, *held])
         scores = self._backend.decode(inputs)
         return self._advance(slots, scores, full=lambda rows: _full_rows(self._backend.decode(inputs, full=True), rows))
+
+    def _release_but(self, named: set[tuple[int, int]]) -> None:
+        """Forget whom the scheduler has released: a stop string, a cancel."""
+        for slot, occupant in list(self._occupants.items()):
+            if (slot, occupant.sequence) not in named:
+                del self._occupants[slot]
+
+    def _inputs(self, slots: list[int]) -> list[SlotInput]:
+        occupants = self._occupants
+        return [SlotInput(slot, occupants[slot].last, occupants[slot].position) for slot in slots]
 
     def _holds(self, slot: int, sequence: int) -> bool:
         """Whether `sequence` is still there: it may have ended in the step before."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.protocol import CpuOptions, Description, DeviceOptions
-from server.engine.scheduler import FeedPlan, Plan
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, feed_of
 from server.settings import WorkerSettings
 
 FACTOR = 5.0
@@ -36,10 +36,15 @@ def _measured(plan: Plan, description: Description) -> float:
     """The warm-up's seconds for this step; 0 where it has none.
 
     A feed runs the program of the smallest bucket that holds it. A decode is taken for the slowest one: which bucket it
-    runs depends on the longest live sequence.
+    runs depends on the longest live sequence. A step that does both takes no longer than the two.
     """
-    if not isinstance(plan, FeedPlan):
-        return max(description.step_s, default=0.0)
+    parts = [max(description.step_s, default=0.0)] if isinstance(plan, DecodePlan) else []
+    if (feed := feed_of(plan)) is not None:
+        parts.append(_feed_s(feed, description))
+    return sum(parts) if all(parts) else 0.0
+
+
+def _feed_s(plan: FeedPlan, description: Description) -> float:
     fed = plan.stop - plan.start
     timed = zip(description.context_buckets, description.feed_s, strict=False)
     return next((seconds for bucket, seconds in timed if bucket >= fed), max(description.feed_s, default=0.0))

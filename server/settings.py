@@ -71,7 +71,7 @@ class WorkerSettings(_Section, frozen=True):
 
 
 class SchedulerSettings(_Section, frozen=True):
-    """`decode_per_feed`: decode steps between two feeds while other sequences are live.
+    """`decode_per_feed`: decode steps between two feeds while other sequences are live; a step that does both is one.
 
     `reuse_prefixes`: a prompt that begins with what a free slot still holds goes on behind it, where the backend can;
     `share_prefixes`: also when the two came with different API keys, which lets one learn from the time to its first

@@ -78,6 +78,11 @@ class CpuBackend:
         self._least_rows = 1
         self._reuse: Reuse = "tokens"
 
+    @property
+    def _proving(self) -> bool:
+        """Whether a row's bits are promised, so that no row count is used which was not proven."""
+        return self._options.layout == "fixed"
+
     # --- loading ----------------------------------------------------------------------------------------------------
 
     def stage(self, progress: ProgressCallback) -> None:
@@ -125,6 +130,7 @@ class CpuBackend:
             chunk=options.chunk,
             reuse=self._reuse,
             copies=True,
+            mixed=not self._proving,
             prefill_logprobs=True,
             exact_replay=options.layout == "fixed" and dtype == "float32",
             dtype=kind,
@@ -148,7 +154,7 @@ class CpuBackend:
         assert self._spec is not None
         kind: torch.dtype = getattr(torch, dtype)
         with torch.inference_mode():
-            fixed = self._options.layout == "fixed"
+            fixed = self._proving
             linear = self._linear or linear_type(kind, self._options.weights)
             stacked = not fixed if self._stacked is None else self._stacked
             weights = load_weights(
@@ -163,8 +169,7 @@ class CpuBackend:
         """Seconds of a step of all slots at full length, and of a feed of one chunk; proves the row counts first."""
         from models.cpu import cuts, rows
 
-        options = self._options
-        proving = options.layout == "fixed"
+        options, proving = self._options, self._proving
         total = options.slots + (rows.probe_steps(options.slots) + 1 if proving else 0) + 2
         done = 0
 
@@ -239,6 +244,17 @@ class CpuBackend:
         with _typed_errors():
             return Logits(self._forward_decode(live))
 
+    def decode_and_feed(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int = 0) -> Logits:
+        """See MixedStepper.decode_and_feed. StepError in the layout "fixed": its row counts are proven apart."""
+        cache = self._slots()
+        if self._proving:
+            raise StepError('the layout "fixed" does not feed and decode in one pass')
+        self._limits.check_mixed(live, slot, tokens, position)
+        for each, start in ((slot, position), *((row.slot, row.position) for row in live)):
+            cache.check_reachable(each, start)
+        with _typed_errors():
+            return Logits(self._forward_both(live, slot, tokens, position))
+
     def close(self) -> None:
         """Frees the weights and the cache."""
         self._decoder = self._cache = self._checkpoint = None
@@ -265,6 +281,17 @@ class CpuBackend:
         assert self._decoder is not None
         with torch.inference_mode():
             logits: FloatRows = self._decoder.decode(live, self._slots().stepped(live), count).numpy()
+        return logits
+
+    def _forward_both(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int) -> FloatRows:
+        import torch
+
+        assert self._decoder is not None
+        cache = self._slots()
+        cache.fed(slot, tokens, position)
+        with torch.inference_mode():
+            writes = cache.stepped(live)
+            logits: FloatRows = self._decoder.decode_and_feed(live, writes, slot, tokens, position).numpy()
         return logits
 
     def _slots(self) -> KvCache:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from models.cpu.backend import CpuBackend
 from models.cpu.divergence import Decoding, Divergence, answers, beginnings, diverges
+from models.cpu.mixed_benchmark import measure
 from models.protocol import CpuOptions, SlotInput
 from models.spec import read_spec
 
@@ -39,6 +40,7 @@ PLAIN, OURS_PLAIN, TRANSFORMERS = "plain torch", "our pass, F.linear", "transfor
 STREAMS = 10  # of a comparison with `generate`
 _N_POSITIONS = 512
 _FEEDS = 4  # prefills of a turn
+_BESIDE = (1, 4, 9, 20, 31)  # rows that decode while a prompt is fed
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,19 @@ def _print_divergence(directory: Path, loaded: Sequence[Variant], count: int, th
         )
 
 
+def _print_mixed(directory: Path, dtypes: Sequence[str], threads: int, turns: int, clock: Clock) -> None:
+    print(f"\nprefill of {PROMPT} beside decoding rows, layout packed")
+    for dtype in dtypes:
+        options = {"dtype": dtype, "layout": "packed", "threads": threads}
+        chosen = CpuOptions(slots=max(SLOTS), n_positions=_N_POSITIONS, **options)  # type: ignore[arg-type]
+        prompt = _prompt(0, read_spec(directory).vocab_size)
+        for each in measure(loaded_backend(directory, chosen), prompt, _BESIDE, turns, clock):
+            print(
+                f"{dtype}, {each.rows} rows: {1e3 * each.together_s:.1f} ms in one pass, "
+                f"{1e3 * each.apart_s:.1f} ms as two, {each.ratio:.2f} times"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.cpu.benchmark", description=__doc__)
     parser.add_argument("directory", type=Path, help="a checkpoint's directory")
@@ -286,6 +301,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are processors")
     parser.add_argument("--generate", type=int, metavar="N", default=0, help="also N new tokens, with transformers'")
     parser.add_argument("--transformers", action="store_true", help="also against the modules of transformers")
+    parser.add_argument("--mixed", action="store_true", help="also prefills in one pass with a decode")
     parser.add_argument("--int8", action="store_true", help="also int8 weights, which the backend does not offer")
     parser.add_argument("--diverge", type=int, metavar="N", default=0, help="also compare answers of N tokens")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -311,6 +327,8 @@ def main() -> None:
     movable = [variant for variant in loaded if not variant.name.endswith(f", {TRANSFORMERS}")]
     if args.diverge:
         _print_divergence(args.directory, movable, args.diverge, args.threads)
+    if args.mixed:
+        _print_mixed(args.directory, args.dtypes, args.threads, args.turns, clock)
     if args.generate:
         print(f"\n{STREAMS} streams, {PROMPT} + {args.generate} tokens")
         for rate in rates(_generators(args.directory, args.dtypes), movable, args.generate, args.turns, clock):

@@ -17,7 +17,7 @@ from typing import Protocol
 from models.protocol import Command, Decode, Description, Drawn, Feed, Stepped
 from server.core import Request, Timings
 from server.engine.generation import Generation
-from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler, feed_of
 from server.engine.slots import Prompt
 from server.errors import GenerationError, ServeError
 from server.observe.metrics import Method, Metrics
@@ -138,6 +138,7 @@ class Engine:
             decode_per_feed=self._decode_per_feed,
             reuse=description.reuse if self._reuse_prefixes else "none",
             copies=description.copies,
+            mixed=description.mixed,
         )
         self._in_flight.clear()
         for generation in self._generations.values():
@@ -175,20 +176,21 @@ class Engine:
             return  # of a worker that was detached
         plan = self._in_flight.popleft()
         self.turns += 1
-        if isinstance(plan, FeedPlan):
-            scheduler.fed(plan)
+        fed = feed_of(plan)
+        if fed is not None:
+            scheduler.fed(fed)
         for drawn in report.drawn:
             self._settle(scheduler, drawn)
         self._pump()
-        if self._scores_prompts and isinstance(plan, FeedPlan) and plan.sequence in self._generations:
-            self._generations[plan.sequence].score(plan.start, report.prompt_logprobs)
+        if self._scores_prompts and fed is not None and fed.sequence in self._generations:
+            self._generations[fed.sequence].score(fed.start, report.prompt_logprobs)
         delivered = sum([self._deliver(drawn) for drawn in report.drawn])
         self._metrics.tokens_generated(delivered)
         self._pump()
         self._metrics.observe_step(
             _method(plan),
             report.device_s,
-            len(plan.live) if isinstance(plan, DecodePlan) else 1,
+            (len(plan.live) if isinstance(plan, DecodePlan) else 0) + (fed is not None),
             drawn=len(report.drawn),
             sampling_s=report.sampling_s,
             idle_s=report.idle_s,
@@ -285,8 +287,12 @@ class Engine:
             self._worker.send(self._command(plan))
 
     def _command(self, plan: Plan) -> Command:
-        if not isinstance(plan, FeedPlan):
-            return Decode(step=plan.step, live=plan.live, held=plan.held)
+        if isinstance(plan, FeedPlan):
+            return self._feed(plan)
+        feed = self._feed(plan.feed) if plan.feed is not None else None
+        return Decode(step=plan.step, live=plan.live, held=plan.held, feed=feed)
+
+    def _feed(self, plan: FeedPlan) -> Feed:
         generation = self._generations[plan.sequence]
         if not generation.timings.started:
             generation.timings.started = time.monotonic()
@@ -321,4 +327,5 @@ def _prompt(request: Request) -> Prompt:
 
 
 def _method(plan: Plan) -> Method:
-    return "prefill" if isinstance(plan, FeedPlan) else "decode"
+    """A step that does both is a prefill, as it is for TGI."""
+    return "decode" if feed_of(plan) is None else "prefill"

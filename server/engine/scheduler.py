@@ -1,7 +1,8 @@
 """Which step the device runs next. Pure: events in, one plan out; no clock, no I/O.
 
 First come, first served. One prompt is fed at a time, in pieces of at most `chunk` tokens where the backend can
-extend; between two feeds come at least `decode_per_feed` decode steps while others are live, none when nobody is.
+extend; between two feeds come at least `decode_per_feed` decode steps while others are live, none when nobody is. Where
+the backend can do both in one pass, a feed comes in the same step as a decode, the last of those that it waits for.
 What a free slot holds already of a prompt is not fed again (slots.py).
 Plans may be asked for ahead of the results of earlier ones: a sequence that has ended in the meantime is skipped by
 the worker, which runs plans in order, so a freed slot may be fed again at once.
@@ -37,14 +38,21 @@ class FeedPlan:
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """One token for each live (slot, sequence); `held` is the one whose prompt is half fed, if any."""
+    """One token for each live (slot, sequence); `held` is the one whose prompt is half fed, if any and if it is not
+    the one of `feed`, which is done in the same step."""
 
     step: int
     live: tuple[tuple[int, int], ...]
     held: tuple[tuple[int, int], ...] = ()
+    feed: FeedPlan | None = None
 
 
 Plan = FeedPlan | DecodePlan
+
+
+def feed_of(plan: Plan) -> FeedPlan | None:
+    """What a step feeds."""
+    return plan.feed if isinstance(plan, DecodePlan) else plan
 
 
 @dataclass(slots=True)
@@ -68,10 +76,18 @@ class Scheduler:
     """The slots of one loaded model and who waits for them."""
 
     def __init__(
-        self, *, slots: int, chunk: int = 0, decode_per_feed: int = 1, reuse: Reuse = "none", copies: bool = False
+        self,
+        *,
+        slots: int,
+        chunk: int = 0,
+        decode_per_feed: int = 1,
+        reuse: Reuse = "none",
+        copies: bool = False,
+        mixed: bool = False,
     ) -> None:
-        """`chunk` 0: prompts are fed whole."""
+        """`chunk` 0: prompts are fed whole. `mixed`: a step may decode and feed."""
         self._chunk = chunk
+        self._mixed = mixed
         self._decode_per_feed = decode_per_feed
         self._free = FreeSlots(slots, chunk=chunk, reuse=reuse, copies=copies)
         self._waiting: OrderedDict[int, Prompt] = OrderedDict()
@@ -136,16 +152,20 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step; None when there is nothing to do."""
-        if self._may_feed() and (feeding := self._next_feeding()):
-            return self._feed(feeding)
-        return self._decode() if self._running else None
+        feeding = self._next_feeding() if self._may_feed() else None
+        if not self._running:
+            return self._feed(feeding, self._next_step()) if feeding else None
+        if feeding is None:
+            return self._decode()
+        return self._decode_and_feed(feeding) if self._mixed else self._feed(feeding, self._next_step())
 
     def _occupant(self, sequence: int) -> _Occupant | None:
         feeding = self._feeding
         return feeding if feeding is not None and feeding.sequence == sequence else self._running.get(sequence)
 
     def _may_feed(self) -> bool:
-        return not self._running or self._decodes_since_feed >= self._decode_per_feed
+        decodes = self._decodes_since_feed + self._mixed  # a mixed step brings one itself
+        return not self._running or decodes >= self._decode_per_feed
 
     def _next_feeding(self) -> _Occupant | None:
         if self._feeding is None and self._waiting and self._free and self.admitting:
@@ -159,7 +179,7 @@ class Scheduler:
             self._feeding = _Occupant(sequence, self._step + 1, prompt, place, planned=place.reused, written=written)
         return self._feeding
 
-    def _feed(self, feeding: _Occupant) -> FeedPlan:
+    def _feed(self, feeding: _Occupant, step: int) -> FeedPlan:
         start, length = feeding.planned, len(feeding.prompt.tokens)
         stop = length if not self._chunk else min(length, start + self._chunk)
         feeding.planned = stop
@@ -170,14 +190,20 @@ class Scheduler:
         self._decodes_since_feed = 0
         place = feeding.place
         source = place.source if start == place.reused else None
-        return FeedPlan(self._next_step(), place.slot, feeding.sequence, start, stop, last, place.reused, source)
+        return FeedPlan(step, place.slot, feeding.sequence, start, stop, last, place.reused, source)
 
     def _decode(self) -> DecodePlan:
         self._decodes_since_feed += 1
-        # In the order of the slots: a backend may take those that lie side by side in one piece.
-        live = tuple(sorted((occupant.slot, sequence) for sequence, occupant in self._running.items()))
         feeding = self._feeding
-        return DecodePlan(self._next_step(), live, ((feeding.slot, feeding.sequence),) if feeding else ())
+        return DecodePlan(self._next_step(), self._live(), ((feeding.slot, feeding.sequence),) if feeding else ())
+
+    def _decode_and_feed(self, feeding: _Occupant) -> DecodePlan:
+        step, live = self._next_step(), self._live()  # whoever is whole now has no token yet
+        return DecodePlan(step, live, feed=self._feed(feeding, step))
+
+    def _live(self) -> tuple[tuple[int, int], ...]:
+        """In the order of the slots: a backend may take those that lie side by side in one piece."""
+        return tuple(sorted((occupant.slot, sequence) for sequence, occupant in self._running.items()))
 
     def _next_step(self) -> int:
         self._step += 1

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.backend import Backend, ConfigurationError, FloatRows, Logits, SlotCopier, StepError
+from models.backend import Backend, ConfigurationError, FloatRows, Logits, MixedStepper, SlotCopier, StepError
 from models.protocol import CpuOptions, Description, NeuronOptions, SimulatedOptions, SlotInput
 
 SLOTS = 4
@@ -67,8 +67,14 @@ def _simulated_reuse(directory: Path) -> Backend:
     return SimulatedBackend(directory, _simulated_options(chunk=5, reuse=True))
 
 
-def _simulated_options(chunk: int, reuse: bool = False) -> SimulatedOptions:
-    return SimulatedOptions(slots=SLOTS, n_positions=N_POSITIONS, vocab_size=VOCAB_SIZE, chunk=chunk, reuse=reuse)
+def _simulated_mixed(directory: Path) -> Backend:
+    from models.simulated import SimulatedBackend
+
+    return SimulatedBackend(directory, _simulated_options(chunk=5, mixed=True))
+
+
+def _simulated_options(chunk: int, **options: bool) -> SimulatedOptions:
+    return SimulatedOptions(slots=SLOTS, n_positions=N_POSITIONS, vocab_size=VOCAB_SIZE, chunk=chunk, **options)
 
 
 def _neuron(directory: Path) -> Backend:
@@ -181,6 +187,7 @@ BACKENDS = [
     pytest.param(_simulated, id="simulated"),
     pytest.param(_simulated_extend, id="simulated-extend"),
     pytest.param(_simulated_reuse, id="simulated-reuse"),
+    pytest.param(_simulated_mixed, id="simulated-mixed"),
     pytest.param(_neuron_faked, id="neuron-faked"),
 ]
 if importlib.util.find_spec("transformers_neuronx"):
@@ -423,6 +430,60 @@ def test_a_copy_out_of_range_is_refused(loaded: Loaded, source: int, slot: int, 
         loaded.feed(0, PROMPT)
         with pytest.raises(StepError):
             loaded.backend.copy(source, slot, length)
+
+
+def test_a_mixed_step_does_what_a_decode_and_a_feed_would(loaded: Loaded) -> None:
+    backend, prompt = loaded.backend, [*OTHER_PROMPT, 61, 62, 63]
+    if not loaded.description.mixed:
+        return
+    assert isinstance(backend, MixedStepper)
+    expected, expected_fed = _alone(loaded, PROMPT, steps=6), _alone(loaded, prompt, steps=3, slot=2)
+    first, fed = Greedy(loaded, 1, PROMPT), Greedy(loaded, 3, prompt)
+    second = _alone(loaded, PROMPT, steps=1, slot=2)  # a decode that leaves the others out: before they begin
+    first.start()
+    for piece, start in ((prompt[:1], 0), (prompt[1:5], 1), (prompt[5:], 5)):  # from one token on, to the last one
+        live = [SlotInput(*each.next) for each in (second, first)]
+        rows = _rows(backend.decode_and_feed(live, 3, piece, start))
+        assert rows.shape == (3, VOCAB_SIZE)
+        assert rows.dtype == np.float32
+        assert loaded.near(rows[:1], loaded.feed(0, prompt[: start + len(piece)]))
+        second.take(rows[1])
+        first.take(rows[2])
+    fed.take(rows[0])
+    for _ in range(3):
+        _step(fed, first, second)
+    for sequence, alone in ((first, expected), (fed, expected_fed)):
+        assert sequence.tokens == alone.tokens
+        assert loaded.near(np.stack(sequence.scores), np.stack(alone.scores))
+    assert second.tokens[:7] == expected.tokens
+
+
+@pytest.mark.parametrize(
+    ("row", "slot", "tokens", "position"),
+    [
+        ((0, 3, len(PROMPT)), 0, [5], 0),
+        ((0, 3, len(PROMPT)), SLOTS, [5], 0),
+        ((0, 3, len(PROMPT)), 1, [5, VOCAB_SIZE], 0),
+        ((0, 3, len(PROMPT)), 1, [], 0),
+        ((0, 3, len(PROMPT)), 1, [5] * 6, 0),
+        ((0, 3, len(PROMPT)), 1, [5], N_POSITIONS),
+        ((0, 3, N_POSITIONS), 1, [5], 0),
+        ((0, VOCAB_SIZE, len(PROMPT)), 1, [5], 0),
+    ],
+)
+def test_a_mixed_step_out_of_range_is_refused_and_does_neither(
+    loaded: Loaded, row: tuple[int, int, int], slot: int, tokens: list[int], position: int
+) -> None:
+    backend = loaded.backend
+    if not loaded.description.mixed:
+        return
+    assert isinstance(backend, MixedStepper)
+    other = (1, 8, len(OTHER_PROMPT))
+    loaded.feed(1, OTHER_PROMPT)
+    expected = loaded.decode((0, 3, _fed(loaded)), other)
+    with pytest.raises(StepError):
+        backend.decode_and_feed([SlotInput(*row)], slot, tokens, position)
+    assert loaded.same(loaded.decode((0, 3, len(PROMPT)), other), expected)
 
 
 def test_all_logits_score_every_token_of_a_feed(loaded: Loaded) -> None:

@@ -42,6 +42,12 @@ def test_a_decode_has_five_times_what_the_slowest_bucket_took() -> None:
     assert deadline(DECODE) == 2.5
 
 
+def test_a_step_that_does_both_has_the_time_of_both() -> None:
+    both = DecodePlan(step=1, live=((0, 1),), feed=feed(2049))
+    assert deadline(both) == 5 * (0.5 + 3.0)
+    assert deadline(both, msgspec.structs.replace(LLAMA, feed_s=())) == 60
+
+
 def test_no_step_has_less_than_the_floor() -> None:
     assert deadline(feed(10)) == 2
     assert deadline(feed(10), step_floor=0.1) == 0.5

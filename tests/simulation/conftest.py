@@ -215,7 +215,13 @@ class World:
         self.swap = SwapSettings(**swap)
         self.options = {
             name: SimulatedOptions(
-                vocab_size=250 - 6 * i, slots=slots, n_positions=256, step_s=step_s, load_s=load_s, chunk=64
+                vocab_size=250 - 6 * i,
+                slots=slots,
+                n_positions=256,
+                step_s=step_s,
+                load_s=load_s,
+                chunk=64,
+                mixed=i == 1,
             )
             for i, name in enumerate(NAMES[:models])
         }

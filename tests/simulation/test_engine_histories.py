@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.backend import DeviceError, ProgressCallback, Scores
+from models.backend import DeviceError, Logits, ProgressCallback, Scores
 from models.matcher import Vocabulary
 from models.protocol import (
     Command,
@@ -129,15 +129,28 @@ class CheckedBackend:
         self._last[slot] = length - 1
         self._backend.copy(source, slot, length)
 
+    def decode_and_feed(self, live: Sequence[SlotInput], slot: int, tokens: Sequence[int], position: int = 0) -> Logits:
+        scores = self._backend.decode_and_feed(live, slot, tokens, position)
+        self._step(live)
+        assert slot not in self.live
+        assert position <= self._last.get(slot, -1) + 1, "a feed leaves no gap behind what the slot holds"
+        self._last[slot] = position + len(tokens) - 1
+        assert self._last[slot] < N_POSITIONS
+        self._count()
+        return scores
+
     def decode(self, live: Sequence[SlotInput], full: bool = False) -> Scores:
+        self._step(live)
+        self._count()
+        return self._backend.decode(live, full)
+
+    def _step(self, live: Sequence[SlotInput]) -> None:
         assert len({row.slot for row in live}) == len(live)
         for row in live:
             grown = row.slot in self.live
             assert row.position == self._last[row.slot] + grown, "positions grow by one, or repeat while a slot is held"
             assert row.position < N_POSITIONS
             self._last[row.slot] = row.position
-        self._count()
-        return self._backend.decode(live, full)
 
     def close(self) -> None:
         self._backend.close()
@@ -170,16 +183,21 @@ class Commands:
         self.free_and_wanted = 0  # decodes in a row that were issued while a slot was free and somebody waited
         self.since_feed = math.inf
         self.scopes: dict[int, str] = {}  # of each slot's last owner
-        self.reused = self.copied = 0
+        self.reused = self.copied = self.mixed = 0
 
     def send(self, command: Command) -> None:
         received = decode_command(encode(command)[4:])
         assert isinstance(received, Feed | Decode)
         self._vacate()
-        if isinstance(received, Feed):
-            self._check_feed(received)
-        else:
+        decoding = any(seat.whole for seat in self.seats.values())
+        if isinstance(received, Decode):
             self._check_decode(received)
+        feed = received if isinstance(received, Feed) else received.feed
+        if feed is not None:
+            self._check_feed(feed)
+            assert feed.step == received.step
+            assert (feed is received) == (not self._history.mixed or not decoding)
+            self.mixed += feed is not received
         self.queue.append(received)
         assert len(self.queue) <= DEPTH
         self._history.wake()
@@ -241,8 +259,9 @@ class Commands:
     def _check_decode(self, decode: Decode) -> None:
         whole = {(slot, seat.sequence) for slot, seat in self.seats.items() if seat.whole}
         half = {(slot, seat.sequence) for slot, seat in self.seats.items() if not seat.whole}
+        fed = {(decode.feed.slot, decode.feed.sequence)} if decode.feed is not None else set()
         assert set(decode.live) == whole, "every live slot is in every decode, and no other"
-        assert set(decode.held) == half
+        assert set(decode.held) == half - fed
         self.since_feed += 1
         engine = self._history.engine
         wanted = engine.waiting > 0 and len(self.seats) < self._slots and self._history.admitting
@@ -271,6 +290,7 @@ class History:
         self._tools = tools
         self.chunk = self.rng.choice((0, 0, 1, 4, 9))
         self.reuse = self.chunk > 0 and self.rng.random() < 0.8
+        self.mixed = self.rng.random() < 0.5
         self.decode_per_feed = self.rng.choice((1, 1, 2, 4))
         self.slots = self.rng.randrange(1, 6)
         self.engine = Engine(decode_per_feed=self.decode_per_feed, metrics=Metrics(), on_ended=lambda: None)
@@ -287,6 +307,7 @@ class History:
         self._closed = False
         self.reused = 0  # tokens that were not fed again
         self.copied = 0  # prompts that began with a copy
+        self.mixes = 0  # steps that decoded and fed
         self._troubles: set[str] = set()
 
     def _chosen(self) -> list[int]:
@@ -374,6 +395,7 @@ class History:
             vocab_size=VOCAB,
             chunk=self.chunk,
             reuse=self.reuse,
+            mixed=self.mixed,
             eos_token=END,
             answer_tokens=0,
             faults=faults,
@@ -420,6 +442,7 @@ class History:
         if self._commands:
             self.reused += self._commands.reused
             self.copied += self._commands.copied
+            self.mixes += self._commands.mixed
         self.engine.detach()
         self._commands = self._steps = None
 
@@ -429,7 +452,8 @@ class History:
         if commands is not None and commands.queue and not self._busy:
             self._busy = True
             command = commands.queue[0]
-            cost = DECODE_S if isinstance(command, Decode) else FEED_TOKEN_S * len(command.tokens)
+            feed = command if isinstance(command, Feed) else command.feed
+            cost = max(DECODE_S * isinstance(command, Decode), FEED_TOKEN_S * len(feed.tokens) if feed else 0)
             self.at(cost, lambda: self._done(commands))
 
     def _done(self, commands: Commands) -> None:
@@ -604,6 +628,7 @@ def test_random_histories(tools: Tools, pytestconfig: pytest.Config, monkeypatch
     if len(chosen) > 1:
         assert any(each.reused for each in histories), "the histories must show reuse, or they prove nothing of it"
         assert any(each.copied for each in histories), "and copies"
+        assert any(each.mixes for each in histories), "and steps that decode and feed"
         assert any(each.troubles == {"leave", "bad row", "lose", "park"} for each in histories), "and all at once"
 
 

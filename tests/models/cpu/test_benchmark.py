@@ -43,7 +43,7 @@ def test_the_tables(
 ) -> None:
     directory = tiny_checkpoint("llama3", max_position_embeddings=512)
     file = tmp_path / "rows.json"
-    arguments = ["--dtypes", "bfloat16", "float32", "--turns", "1", "--transformers", "--generate", "2"]
+    arguments = ["--dtypes", "bfloat16", "float32", "--turns", "1", "--transformers", "--mixed", "--generate", "2"]
     monkeypatch.setattr(sys, "argv", ["benchmark", str(directory), *arguments, "--json", str(file)])
     main()
 
@@ -57,4 +57,5 @@ def test_the_tables(
         table = printed.partition(f"times {against} of its dtype")[2].partition("\n\n")[0].splitlines()
         own = [line.split()[-6:] for line in table if line.startswith((f"bfloat16, {against}", f"float32, {against}"))]
         assert own == [["1.00"] * 6] * 2, "each dtype is compared with itself"
+    assert printed.count(" ms in one pass, ") == 2 * 5
     assert "float32, transformers' generate, static cache" in printed

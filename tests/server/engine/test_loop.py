@@ -514,3 +514,21 @@ def test_a_prompt_of_4000_tokens_stalls_ten_streams_by_one_chunk(bench: Callable
     assert [later - earlier for earlier, later in itertools.pairwise(pieces)] == [2] * 15, "a decode behind each piece"
     decodes = [each for each in commands[begin : pieces[-1]] if isinstance(each, Decode)]
     assert all(len(each.live) == 10 for each in decodes), "all ten go on meanwhile"
+
+
+def test_where_a_step_does_both_ten_streams_get_a_token_with_each_piece_of_a_prompt(
+    bench: Callable[..., Bench],
+) -> None:
+    one = bench(chunk=256, slots=11, n_positions=4200, vocab_size=250, mixed=True)
+    streams = [one.submit(request((number + 1, 2, 3), 60)) for number in range(10)]
+    one.submit(request(tuple(index % 200 for index in range(4000)), 5))
+    one.run()
+    pieces = [each for each in one.worker.commands if isinstance(each, Decode) and each.feed and each.feed.position]
+    steps = [each.step for each in pieces]
+    assert steps == list(range(steps[0], steps[0] + 15)), "the first of the 16 comes in the step before"
+    assert all(len(each.live) == 10 for each in pieces)
+    alone = bench(slots=1, n_positions=4200, vocab_size=250)
+    for number, stream in enumerate(streams):
+        expected = alone.submit(request((number + 1, 2, 3), 60))
+        alone.run()
+        assert stream.emitted == expected.emitted

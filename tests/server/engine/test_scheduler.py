@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler, feed_of
 from server.engine.slots import Prompt
 
 
@@ -78,6 +78,30 @@ def test_a_long_prompt_stalls_the_live_ones_by_one_chunk_at_a_time() -> None:
     assert pieces == [(0, 4, False), (4, 8, False), (8, 10, True)]
     assert plans[1] == DecodePlan(step=4, live=((0, 1),), held=((1, 2),))
     assert plans[-1] == DecodePlan(step=8, live=((0, 1), (1, 2)))
+
+
+def test_where_a_step_may_do_both_a_feed_comes_with_a_decode() -> None:
+    scheduler = Scheduler(slots=3, chunk=4, mixed=True)
+    scheduler.add(1, prompt(2))
+    assert kinds(take(scheduler, 2)) == ["feed", "decode"]
+    scheduler.add(2, prompt(6))
+    scheduler.add(3, prompt(1))
+    assert take(scheduler, 4) == [
+        DecodePlan(step=3, live=((0, 1),), feed=FeedPlan(3, 1, 2, start=0, stop=4, last=False)),
+        DecodePlan(step=4, live=((0, 1),), feed=FeedPlan(4, 1, 2, start=4, stop=6, last=True)),
+        DecodePlan(step=5, live=((0, 1), (1, 2)), feed=FeedPlan(5, 2, 3, start=0, stop=1, last=True)),
+        DecodePlan(step=6, live=((0, 1), (1, 2), (2, 3))),
+    ]
+
+
+def test_the_decode_of_a_mixed_step_is_the_last_of_those_between_two_feeds() -> None:
+    scheduler = Scheduler(slots=3, chunk=4, decode_per_feed=3, mixed=True)
+    scheduler.add(1, prompt(1))
+    scheduler.add(2, prompt(5))
+    plans = take(scheduler, 8)
+    fed = [feed_of(plan) is not None for plan in plans if plan]
+    assert fed == [True, False, False, True, False, False, True, False]
+    assert plans[4] == DecodePlan(step=5, live=((0, 1),), held=((1, 2),))
 
 
 def test_a_freed_slot_is_used_again_and_a_full_device_makes_wait() -> None:

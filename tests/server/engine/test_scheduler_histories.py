@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from server.engine.loop import DEPTH
-from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler
+from server.engine.scheduler import DecodePlan, FeedPlan, Plan, Scheduler, feed_of
 from server.engine.slots import Prompt
 
 GARBAGE = -1  # of a bad row, or of a worker that is new
@@ -67,13 +67,18 @@ class Slot:
 class Histories(RuleBasedStateMachine):
     """Arrivals, ends, cancels, bad rows, drains and new workers, in any order."""
 
-    reused = copied = 0  # in all histories together
+    reused = copied = mixes = 0  # in all histories together
 
     @initialize(
-        slots=st.integers(1, 3), chunk=st.integers(1, 5), decode_per_feed=st.integers(1, 3), copies=st.booleans()
+        slots=st.integers(1, 3),
+        chunk=st.integers(1, 5),
+        decode_per_feed=st.integers(1, 3),
+        copies=st.booleans(),
+        mixed=st.booleans(),
     )
-    def begin(self, slots: int, chunk: int, decode_per_feed: int, copies: bool) -> None:
-        self.chunk, self.decode_per_feed, self.count, self.copies = chunk, decode_per_feed, slots, copies
+    def begin(self, slots: int, chunk: int, decode_per_feed: int, copies: bool, mixed: bool) -> None:
+        self.chunk, self.decode_per_feed, self.count = chunk, decode_per_feed, slots
+        self.copies, self.mixed = copies, mixed
         self.sequences: dict[int, Sequence] = {}
         self.said: list[tuple[int, ...]] = [()]  # prompts with their answers
         self.next_sequence = 0
@@ -92,6 +97,7 @@ class Histories(RuleBasedStateMachine):
             decode_per_feed=self.decode_per_feed,
             reuse="tokens",
             copies=self.copies,
+            mixed=self.mixed,
         )
         self.slots = [Slot([GARBAGE] * 99) for _ in range(self.count)]
         self.plans: deque[Plan] = deque()
@@ -145,15 +151,21 @@ class Histories(RuleBasedStateMachine):
             assert not live | half
             assert not (self.sequences and self.scheduler.admitting)
             return False
+        feed = feed_of(plan)
         if isinstance(plan, DecodePlan):
-            assert (set(plan.live), set(plan.held)) == (live, half)
+            fed = {(feed.slot, feed.sequence)} if feed is not None else set()
+            assert (set(plan.live), set(plan.held)) == (live, half - fed)
             assert len(plan.live) == len(live) > 0
             free_and_wanted = self.waiting() and len(live | half) < self.count and self.scheduler.admitting
             self.decodes += 1
-            assert not (free_and_wanted or half) or self.decodes <= self.decode_per_feed, "who can be fed is fed"
-        else:
+            if feed is None and (free_and_wanted or half):
+                assert self.decodes <= self.decode_per_feed - self.mixed, "who can be fed is fed"
+        if feed is not None:
             assert not live or self.decodes >= self.decode_per_feed, "one feed does not follow another"
-            self.check_feed(plan)
+            assert (plan is feed) == (not live or not self.mixed)
+            assert feed.step == plan.step
+            self.check_feed(feed)
+            Histories.mixes += plan is not feed
         self.plans.append(plan)
         return True
 
@@ -180,31 +192,38 @@ class Histories(RuleBasedStateMachine):
     def done(self, outcome: Outcome, token: int) -> None:
         """The worker does the plan that it has had for longest, as models/steps.py does, and the engine hears of it."""
         plan = self.plans.popleft()
-        if isinstance(plan, FeedPlan):
-            slot = self.slots[plan.slot]
-            skipped = plan.start > plan.reused and slot.owner != plan.sequence
-            if not skipped and outcome != "refused":
-                self.feed(plan, slot)
-            self.scheduler.fed(plan)
-            if skipped:
-                return
-            if outcome == "refused":
-                slot.owner = None
-                if plan.sequence in self.sequences:
-                    self.end(plan.sequence, None)
-            elif plan.last or (outcome == "bad" and slot.scored):
-                self.drawn(plan.sequence, slot, outcome, token)
+        feed = feed_of(plan)
+        stepped: list[tuple[int, int]] = []
+        if isinstance(plan, DecodePlan):
+            named = {*plan.live, *plan.held} | ({(feed.slot, feed.sequence)} if feed is not None else set())
+            for number, slot in enumerate(self.slots):
+                if (number, slot.owner) not in named:
+                    slot.owner = None
+            stepped = [(number, owner) for number, owner in plan.live if self.slots[number].owner == owner]
+            for number, _ in stepped:
+                last = self.slots[number].last
+                assert last is not None
+                self.slots[number].tokens.append(last)
+        if feed is not None:
+            self.done_feed(feed, outcome, token)
+        for place, (number, owner) in enumerate(stepped):
+            bad = place == 0 and outcome == "bad" and feed is None
+            self.drawn(owner, self.slots[number], "bad" if bad else "good", token)
+
+    def done_feed(self, plan: FeedPlan, outcome: Outcome, token: int) -> None:
+        slot = self.slots[plan.slot]
+        skipped = plan.start > plan.reused and slot.owner != plan.sequence
+        if not skipped and outcome != "refused":
+            self.feed(plan, slot)
+        self.scheduler.fed(plan)
+        if skipped:
             return
-        named = {*plan.live, *plan.held}
-        for number, slot in enumerate(self.slots):
-            if (number, slot.owner) not in named:
-                slot.owner = None
-        for place, (number, owner) in enumerate(plan.live):
-            slot = self.slots[number]
-            if slot.owner == owner:
-                assert slot.last is not None
-                slot.tokens.append(slot.last)
-                self.drawn(owner, slot, outcome if place == 0 else "good", token)
+        if outcome == "refused":
+            slot.owner = None
+            if plan.sequence in self.sequences:
+                self.end(plan.sequence, None)
+        elif plan.last or (outcome == "bad" and slot.scored):
+            self.drawn(plan.sequence, slot, outcome, token)
 
     def feed(self, plan: FeedPlan, slot: Slot) -> None:
         sequence = self.sequences.get(plan.sequence)
@@ -260,3 +279,4 @@ def test_random_histories(histories: int) -> None:
     run_state_machine_as_test(Histories, settings=settings(max_examples=histories, stateful_step_count=60))
     assert Histories.reused, "the histories must show reuse, or they prove nothing of it"
     assert Histories.copied, "and copies"
+    assert Histories.mixes, "and steps that do both"
