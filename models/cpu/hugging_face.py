@@ -6,7 +6,7 @@ the extra `test` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,29 @@ class HuggingFaceDecoder:
 class Generate:
     """`generate` on a static batch of prompts of one length."""
 
-    def __init__(self, directory: Path, dtype: str, cache: str, prompts: Sequence[Sequence[int]]) -> None:
-        """`cache`: "dynamic" or "static"."""
+    def __init__(
+        self,
+        directory: Path,
+        dtype: str,
+        cache: str,
+        prompts: Sequence[Sequence[int]],
+        sampling: Mapping[str, float] | None = None,
+    ) -> None:
+        """`cache`: "dynamic" or "static". `sampling`: how tokens are drawn, in the library's words; None: greedily."""
         self.name = f"{dtype}, transformers' generate, {cache} cache"
         self._cache = cache
+        self._sampling = dict(sampling or {})
         self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
         self._prompts = torch.tensor([list(prompt) for prompt in prompts])
 
     def generate(self, new_tokens: int) -> None:
-        """Greedily, and without an end token."""
+        """Without an end token."""
         with torch.inference_mode():
             self._model.generate(
                 self._prompts,
                 attention_mask=torch.ones_like(self._prompts),
-                do_sample=False,
+                do_sample=bool(self._sampling),
+                **self._sampling,
                 pad_token_id=0,
                 min_new_tokens=new_tokens,
                 max_new_tokens=new_tokens,
