@@ -22,7 +22,7 @@ from models.spec import read_spec
 
 PROMPT = 104
 CACHES = ("dynamic", "static")
-SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 0}  # of `bench --url` without --greedy
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 0}  # of `bench --url`, on TGI's route without --greedy
 
 
 def compared(served: Sequence[float], generated: Sequence[float]) -> list[float]:
@@ -42,7 +42,7 @@ def _generated(batches: Sequence[Generate], streams: int, tokens: int) -> tuple[
 
 
 def _served(command: Sequence[str], streams: int) -> float:
-    """Tokens a second; SystemExit when the command does not tell, or of another load."""
+    """Tokens a second; SystemExit when the command does not tell, or of other streams or of some of them."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "rows.json"
         done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False)
@@ -51,6 +51,8 @@ def _served(command: Sequence[str], streams: int) -> float:
         rows = json.loads(file.read_text(encoding="utf-8"))
     if [row["concurrency"] for row in rows] != [streams]:
         raise SystemExit(f"{' '.join(command)} must have one row, of --concurrency {streams}")
+    if rows[0]["failed"]:
+        raise SystemExit(f"{rows[0]['failed']} requests of {' '.join(command)} failed: {done.stderr.strip()[-500:]}")
     return float(rows[0]["tokens_per_s"])
 
 

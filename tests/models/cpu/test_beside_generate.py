@@ -37,7 +37,7 @@ def test_the_figures(
     flags: list[str],
 ) -> None:
     directory = tiny_checkpoint("llama3", max_position_embeddings=512)
-    command = bench(tmp_path, [{"concurrency": 3, "tokens_per_s": 432.1}])
+    command = bench(tmp_path, [{"concurrency": 3, "failed": 0, "tokens_per_s": 432.1}])
     options = ["--turns", "2", "--streams", "3", "--tokens", "2", *flags]
     monkeypatch.setattr(sys, "argv", ["beside_generate", str(directory), *options, "--", *command])
     main()
@@ -56,6 +56,7 @@ def test_the_figures(
         ([{"concurrency": 10, "tokens_per_s": 1.0}], 0, "must have one row, of --concurrency 3"),
         ([], 0, "must have one row, of --concurrency 3"),
         ([], 2, "ended with 2: no such server"),
+        ([{"concurrency": 3, "failed": 39, "tokens_per_s": 12.0}], 0, "39 requests of .* failed: no such server"),
     ],
 )
 def test_another_load_or_none_is_no_comparison(
