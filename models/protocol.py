@@ -114,7 +114,7 @@ class SimulatedOptions(
     """A device with set times and a schedule of faults; its tokens are a function of the slot's own history.
 
     Times are seconds. `reuse`: a slot that a decode leaves out keeps what it holds (needs `chunk`). `mixed`: a feed may
-    come with a decode, which takes no time of its own then. `faults` names what goes wrong at which call
+    come with a decode; the longer of the two is what both take. `faults` names what goes wrong at which call
     ("decode:12=exit", "load:0=configuration"): see models/simulated.py.
     """
 
@@ -225,7 +225,7 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     `held` are the (slot, sequence) whose prompt is half fed: they wait, with nothing drawn. A slot in neither is
     released. `feed`, of the same step, is done as well, in one pass where the backend can (Description.mixed): its
-    slot is in neither, and its token, if it brings one, comes first.
+    slot is in neither.
     """
 
     step: int

@@ -104,22 +104,27 @@ class Steps:
         return self._advance(drawing, scores, full=lambda rows: self._feed_again(feed, rows)) if drawing else ()
 
     def _decode_and_feed(self, decode: Decode, feed: Feed) -> tuple[Drawn, ...]:
-        """In one pass; or one after the other, where the prompt's own scores are wanted or something is amiss."""
-        named = (*decode.held, (feed.slot, feed.sequence))
-        self._release_but({*decode.live, *named})
-        slots = [slot for slot, sequence in decode.live if self._holds(slot, sequence)]
+        """In one pass; or one after the other, where the prompt's own scores are wanted or something is amiss.
+
+        In one pass the bad rows of both count together, as those of one device call.
+        """
+        waiting = (*decode.held, (feed.slot, feed.sequence))
+        self._release_but({*decode.live, *waiting})
+        slots, held = self._present(decode.live), self._present(decode.held)
         backend = self._backend
         if slots and not feed.scored and not self._is_void(feed) and isinstance(backend, MixedStepper):
             try:
                 sampler = self._prepare(feed)
-                scores = backend.decode_and_feed(self._inputs(slots), feed.slot, feed.tokens, feed.position)
-            except (StepError, _UnusableGrammar):
-                pass  # nothing was done: whose fault it is shows when they go alone
+                inputs = self._inputs([*slots, *held])
+                scores = backend.decode_and_feed(inputs, feed.slot, feed.tokens, feed.position)
+            except (StepError, _UnusableGrammar) as error:
+                # Nothing was done. Whose fault it is shows when they go alone; a backend's own would only be slow.
+                logger.warning("step %d is done in two passes: %s", decode.step, error)
             else:
-                drawing = [*self._seat(feed, sampler), *slots]
-                drawn_from = Logits(scores.rows[-len(drawing) :])  # without row 0 while the prompt is not whole
-                return self._advance(drawing, drawn_from, full=partial(_full_rows, drawn_from))
-        return (*self._decode(msgspec.structs.replace(decode, held=named)), *self._feed(feed))
+                seat = self._seat(feed, sampler)
+                rows = Logits(scores.rows[1 - len(seat) : 1 + len(slots)])  # a piece draws nothing
+                return self._advance([*seat, *slots], rows, full=partial(_full_rows, rows))
+        return (*self._decode(msgspec.structs.replace(decode, held=waiting)), *self._feed(feed))
 
     def _is_void(self, feed: Feed) -> bool:
         """Whether its first pieces were refused while this one was on its way."""
@@ -182,12 +187,11 @@ class Steps:
 
     def _decode(self, decode: Decode) -> tuple[Drawn, ...]:
         self._release_but({*decode.live, *decode.held})
-        slots = [slot for slot, sequence in decode.live if self._holds(slot, sequence)]
+        slots = self._present(decode.live)
         if not slots:
             return ()
         # A slot whose prompt is half fed repeats its last token: left out, the device would overwrite its cache.
-        held = [slot for slot, sequence in decode.held if self._holds(slot, sequence)]
-        inputs = self._inputs([*slots, *held])
+        inputs = self._inputs([*slots, *self._present(decode.held)])
         scores = self._backend.decode(inputs)
         return self._advance(slots, scores, full=lambda rows: _full_rows(self._backend.decode(inputs, full=True), rows))
 
@@ -196,6 +200,10 @@ class Steps:
         for slot, occupant in list(self._occupants.items()):
             if (slot, occupant.sequence) not in named:
                 del self._occupants[slot]
+
+    def _present(self, named: tuple[tuple[int, int], ...]) -> list[int]:
+        """The slots of those who are still there."""
+        return [slot for slot, sequence in named if self._holds(slot, sequence)]
 
     def _inputs(self, slots: list[int]) -> list[SlotInput]:
         occupants = self._occupants

@@ -32,6 +32,15 @@ def step_deadline(plan: Plan, description: Description, options: DeviceOptions, 
     return min(settings.step_timeout, max(least, FACTOR * measured))
 
 
+def step_name(plan: Plan) -> str:
+    """What the log calls `plan`."""
+    feed = feed_of(plan)
+    if feed is None:
+        return "decode step"
+    fed = f"feed of {feed.stop - feed.start} tokens"
+    return fed if plan is feed else f"decode step with a {fed}"
+
+
 def _measured(plan: Plan, description: Description) -> float:
     """The warm-up's seconds for this step; 0 where it has none.
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from models.protocol import Description, DeviceOptions, Load, Progress, Ready, Report, Stage, Staged, Stepped
-from server.deadlines import StepWatch, step_deadline
+from server.deadlines import StepWatch, step_deadline, step_name
 from server.engine.loop import Engine
-from server.engine.scheduler import Plan, feed_of
+from server.engine.scheduler import Plan
 from server.observe.metrics import Metrics
 from server.settings import WorkerSettings
 from server.worker_process import WorkerLost, WorkerProcess
@@ -117,7 +117,7 @@ class Supervisor:
             plan = self._engine.in_flight
             age = watch.look(plan.step if plan else None, time.monotonic())
             if plan is not None and age > (limit := self._deadline(plan)):
-                worker.give_up("timeout", f"a {_kind(plan)} took longer than its deadline of {limit:g} s")
+                worker.give_up("timeout", f"a {step_name(plan)} took longer than its deadline of {limit:g} s")
         self._engine.detach()
         return worker.lost.result()
 
@@ -162,11 +162,3 @@ class Supervisor:
             self._staged.set_result(None)
         elif isinstance(report, Ready) and self._ready is not None and not self._ready.done():
             self._ready.set_result(report.description)
-
-
-def _kind(plan: Plan) -> str:
-    feed = feed_of(plan)
-    if feed is None:
-        return "decode step"
-    fed = f"feed of {feed.stop - feed.start} tokens"
-    return fed if plan is feed else f"decode step with a {fed}"

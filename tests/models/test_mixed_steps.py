@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from models.backend import DeviceError, Logits, MixedStepper, Scores, StepError
@@ -19,10 +20,10 @@ DRAWS = SamplingParams(do_sample=True, top_p=0.9, seed=5, top_n_tokens=2)
 class Recorded(SimulatedBackend):
     """The simulated device, and which calls it had."""
 
-    def __init__(self, faults: tuple[str, ...] = ()) -> None:
-        # Without `reuse` it writes into each slot that a call leaves out.
-        options = SimulatedOptions(slots=4, vocab_size=VOCAB, n_positions=64, chunk=8, mixed=True, faults=faults)
-        super().__init__(Path(), options)
+    def __init__(self, faults: tuple[str, ...] = (), reuse: bool = False) -> None:
+        """Without `reuse` it writes into each slot that a call leaves out."""
+        sizes = {"slots": 4, "vocab_size": VOCAB, "n_positions": 64, "chunk": 8}
+        super().__init__(Path(), SimulatedOptions(mixed=True, reuse=reuse, faults=faults, **sizes))  # type: ignore[arg-type]
         self.calls: list[str] = []
         self.stage(lambda *_: None)
         self.load(lambda *_: None)
@@ -80,10 +81,11 @@ def test_it_is_one_pass_and_draws_what_two_steps_would(mixed: Recorded) -> None:
     assert mixed.calls == ["feed", "both", "decode", "decode"]
 
 
-def test_a_backend_that_cannot_do_both_at_once_does_one_after_the_other() -> None:
+def test_a_backend_that_cannot_do_both_at_once_does_one_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
     backend = Unmixed()
     assert run(Steps(backend), *MIXED) == run(Steps(Recorded()), *APART)
     assert backend.calls == ["feed", "decode", "feed", "decode", "decode"]
+    assert "in two passes: not in one pass" in caplog.text
 
 
 def test_a_prompt_in_pieces_may_come_with_decodes(mixed: Recorded) -> None:
@@ -104,6 +106,35 @@ def test_a_prompt_in_pieces_may_come_with_decodes(mixed: Recorded) -> None:
         each.token for each in run(Steps(Recorded()), FIRST, *[decode((0, 1))] * 5)[1]
     ]
     assert mixed.calls == ["feed", "both", "decode", "both", "both", "decode"]
+
+
+def test_another_prompt_that_is_half_fed_is_held_in_it(mixed: Recorded) -> None:
+    """No scheduler of ours feeds two at a time; the contract has a row for each."""
+    pieces = [feed(3, 3, (4, 5), last=False), feed(3, 3, (6, 7), position=2)]
+    drawn = run(Steps(mixed), FIRST, pieces[0], decode((0, 1), held=((3, 3),), feed=SECOND), pieces[1])
+    assert drawn[3] == run(Steps(Recorded()), feed(3, 3, (4, 5, 6, 7)))[3]
+    assert drawn[1] == run(Steps(Recorded()), FIRST, decode((0, 1)))[1]
+    assert drawn[2] == run(Steps(Recorded()), SECOND)[2]
+    assert mixed.calls == ["feed", "feed", "both", "feed"]
+
+
+def test_what_was_emitted_before_a_replay_is_not_drawn_again(mixed: Recorded) -> None:
+    commands = (SECOND, *[decode((2, 2))] * 5)
+    whole = run(Steps(Recorded()), *commands)[2]
+    assert SECOND.start is not None
+    emitted = tuple(each.token for each in whole[:3])
+    again = msgspec.structs.replace(SECOND, start=msgspec.structs.replace(SECOND.start, emitted=emitted))
+    drawn = run(Steps(mixed), FIRST, decode((0, 1), feed=again), *[decode((0, 1), (2, 2))] * 5)
+    assert drawn[2] == whole[3:]
+
+
+def test_a_prompt_may_go_on_behind_a_copy_of_what_a_decoded_slot_holds() -> None:
+    backend = Recorded(reuse=True)
+    copied = Feed(step=0, slot=2, sequence=2, tokens=(9,), position=2, reused=2, source=0, start=SECOND.start)
+    drawn = run(Steps(backend), FIRST, decode((0, 1), feed=copied), decode((0, 1), (2, 2)))
+    assert drawn[2] == run(Steps(Recorded()), feed(2, 2, (*FIRST.tokens[:2], 9)), decode((2, 2)))[2]
+    assert drawn[1] == run(Steps(Recorded()), FIRST, *[decode((0, 1))] * 2)[1]
+    assert backend.calls == ["feed", "both", "decode"]
 
 
 def test_pieces_hold_their_slot_where_they_are_fed_apart() -> None:

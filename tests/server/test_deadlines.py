@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from models.protocol import CpuOptions, Description, NeuronOptions, SimulatedOptions
-from server.deadlines import RUNTIME_MARGIN_S, StepWatch, step_deadline
+from server.deadlines import RUNTIME_MARGIN_S, StepWatch, step_deadline, step_name
 from server.engine.scheduler import DecodePlan, FeedPlan
 from server.settings import WorkerSettings
 
@@ -46,6 +46,12 @@ def test_a_step_that_does_both_has_the_time_of_both() -> None:
     both = DecodePlan(step=1, live=((0, 1),), feed=feed(2049))
     assert deadline(both) == 5 * (0.5 + 3.0)
     assert deadline(both, msgspec.structs.replace(LLAMA, feed_s=())) == 60
+
+
+def test_a_late_step_is_named_by_all_that_it_does() -> None:
+    both = DecodePlan(step=1, live=((0, 1),), feed=feed(7))
+    names = [step_name(plan) for plan in (DECODE, feed(7), both)]
+    assert names == ["decode step", "feed of 7 tokens", "decode step with a feed of 7 tokens"]
 
 
 def test_no_step_has_less_than_the_floor() -> None:

@@ -211,6 +211,29 @@ def test_a_gap_behind_what_a_slot_holds_is_refused(
     backend.decode([SlotInput(0, 5, 3)])
 
 
+@pytest.mark.parametrize(("live", "position"), [((0, 1, 4), 0), ((0, 1, 3), 6)], ids=["decoded", "fed"])
+def test_a_gap_is_refused_in_a_mixed_step_too(
+    tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any], live: tuple[int, int, int], position: int
+) -> None:
+    backend = load_cpu(tiny_checkpoint("llama3"), layout="packed").backend
+    backend.feed(0, [1, 2, 3])
+    backend.feed(1, [1, 2, 3, 4, 5])
+    with pytest.raises(StepError, match="would leave a gap"):
+        backend.decode_and_feed([SlotInput(*live)], 1, [6], position)
+    backend.decode_and_feed([SlotInput(0, 1, 3)], 1, [6], 5)
+
+
+def test_the_guaranteed_mode_has_no_mixed_steps(
+    tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
+) -> None:
+    loaded = load_cpu(tiny_checkpoint("llama3"))
+    backend = loaded.backend
+    assert not loaded.description.mixed
+    backend.feed(0, [1, 2, 3])
+    with pytest.raises(StepError, match='the layout "fixed" does not feed and decode in one pass'):
+        backend.decode_and_feed([SlotInput(0, 1, 3)], 1, [6])
+
+
 def test_a_new_prompt_may_go_on_from_what_a_slot_still_holds(
     tiny_checkpoint: Callable[..., Path], load_cpu: Callable[..., Any]
 ) -> None:

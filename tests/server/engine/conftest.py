@@ -52,7 +52,8 @@ class Bench:
         self._vocabulary = vocabulary
         self._directory = directory
         self._options = SimulatedOptions(**{"vocab_size": 256, "slots": 4, **options})  # type: ignore[arg-type]
-        self.engine = Engine(decode_per_feed=1, metrics=Metrics(), on_ended=lambda: None)
+        self.metrics = Metrics()
+        self.engine = Engine(decode_per_feed=1, metrics=self.metrics, on_ended=lambda: None)
         self.attach()
 
     def attach(self) -> None:

@@ -532,3 +532,18 @@ def test_where_a_step_does_both_ten_streams_get_a_token_with_each_piece_of_a_pro
         expected = alone.submit(request((number + 1, 2, 3), 60))
         alone.run()
         assert stream.emitted == expected.emitted
+
+
+def test_a_step_that_does_both_is_a_prefill_of_all_its_sequences(bench: Callable[..., Bench]) -> None:
+    one = bench(slots=3, vocab_size=250, chunk=8, mixed=True)
+    for number in range(3):
+        one.submit(request((number + 1, 2, 3), 4))
+    one.run()
+    told = one.metrics.render().decode()
+    commands = one.worker.commands
+    mixed = [each for each in commands if isinstance(each, Decode) and each.feed is not None]
+    assert [len(each.live) for each in mixed] == [1, 2]
+    assert 'tgi_batch_inference_count{method="prefill"} 3.0' in told
+    assert f'tgi_batch_inference_count{{method="decode"}} {len(commands) - 3}.0' in told
+    sizes = [1, *(len(each.live) + (each.feed is not None) for each in commands if isinstance(each, Decode))]
+    assert f"tgi_batch_next_size_sum {sum(sizes)}.0" in told
