@@ -3,7 +3,8 @@
 First come, first served. One prompt is fed at a time, in pieces of at most `chunk` tokens where the backend can
 extend; between two feeds come at least `decode_per_feed` decode steps while others are live, none when nobody is. Where
 the backend can do both in one pass, a feed comes in the same step as a decode, the last of those that it waits for.
-What a free slot holds already of a prompt is not fed again (slots.py).
+What a free slot holds already of a prompt is not fed again (slots.py), nor what a running sequence's slot holds, once
+its first row has shown that it is good.
 Plans may be asked for ahead of the results of earlier ones: a sequence that has ended in the meantime is skipped by
 the worker, which runs plans in order, so a freed slot may be fed again at once.
 """
@@ -49,6 +50,9 @@ class DecodePlan:
 
 Plan = FeedPlan | DecodePlan
 
+# Feeding so many tokens takes longer than a decode step, so a prompt waits for one to be spared them.
+_WORTH_A_STEP = 64
+
 
 def feed_of(plan: Plan) -> FeedPlan | None:
     """What a step feeds."""
@@ -70,6 +74,16 @@ class _Occupant:
     @property
     def slot(self) -> int:
         return self.place.slot
+
+    @property
+    def seen(self) -> bool:
+        """Whether the whole prompt was written, and its first row came back; a bad one would have freed the slot."""
+        return self.written == len(self.prompt.tokens)
+
+    @property
+    def holds(self) -> Held:
+        """What is in the slot when the whole prompt is written."""
+        return Held(self.slot, self.prompt.tokens, self.prompt.scope)
 
 
 class Scheduler:
@@ -169,12 +183,13 @@ class Scheduler:
 
     def _next_feeding(self) -> _Occupant | None:
         if self._feeding is None and self._waiting and self._free and self.admitting:
+            seen = [each.holds for each in self._running.values() if each.seen]
+            unseen = [each.holds for each in self._running.values() if not each.seen]
+            head = next(iter(self._waiting.values()))
+            if unseen and self._free.saved(head, (*seen, *unseen)) > self._free.saved(head, seen) + _WORTH_A_STEP:
+                return None  # the first rows are on their way: a step or two
             sequence, prompt = self._waiting.popitem(last=False)
-            running = (
-                Held(each.slot, each.prompt.tokens[: each.written], each.prompt.scope)
-                for each in self._running.values()
-            )
-            place = self._free.take(prompt, running)
+            place = self._free.take(prompt, seen)
             written = place.reused if place.source is None else 0  # a copy is made with the first piece
             self._feeding = _Occupant(sequence, self._step + 1, prompt, place, planned=place.reused, written=written)
         return self._feeding

@@ -64,11 +64,13 @@ class FreeSlots:
     def __len__(self) -> int:
         return len(self._empty) + len(self._held)
 
+    def saved(self, prompt: Prompt, running: Iterable[Held] = ()) -> int:
+        """How many tokens of `prompt` need not be fed, where the slots of `running` sequences may be copied, too."""
+        return self._best(prompt, running)[1]
+
     def take(self, prompt: Prompt, running: Iterable[Held] = ()) -> Place:
         """A free slot for `prompt`; at least one token is left to feed. `running` are the slots with a sequence."""
-        there = [*self._held.values(), *(running if self._copies else ())]
-        best = max(there, key=lambda held: self._saved(held, prompt), default=None)
-        saved = self._saved(best, prompt) if best else 0
+        best, saved = self._best(prompt, running)
         if best is None or not saved:
             return Place(self._least())
         if best.slot in self._held and not (self._copies and len(best.tokens) > saved + _LITTLE):
@@ -95,6 +97,11 @@ class FreeSlots:
         """`slot` holds nothing that can be trusted, if it is free."""
         if self._held.pop(slot, None):
             heapq.heappush(self._empty, slot)
+
+    def _best(self, prompt: Prompt, running: Iterable[Held]) -> tuple[Held | None, int]:
+        there = [*self._held.values(), *(running if self._copies else ())]
+        best = max(there, key=lambda held: self._saved(held, prompt), default=None)
+        return best, self._saved(best, prompt) if best else 0
 
     def _least(self) -> int:
         """The slot whose content is worth least, no longer free."""

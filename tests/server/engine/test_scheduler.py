@@ -152,6 +152,53 @@ def test_a_draining_scheduler_finishes_what_runs_and_admits_nobody() -> None:
     assert (scheduler.running, scheduler.waiting) == (1, 1)
 
 
+def test_a_long_prefix_is_waited_for_until_its_first_row_is_seen() -> None:
+    """With mixed steps a feed may be planned before the last piece of the one before it has been reported."""
+    scheduler = Scheduler(slots=3, chunk=50, reuse="tokens", copies=True, mixed=True)
+    system = tuple(range(100))
+    scheduler.add(1, Prompt((200,)))
+    first = scheduler.plan()
+    assert isinstance(first, FeedPlan)
+    scheduler.fed(first)
+    scheduler.add(2, Prompt((*system, 201)))
+    scheduler.add(3, Prompt((*system, 202)))
+    pieces = [feed_of(plan) for plan in take(scheduler, 3) if plan]
+    assert [(piece.start, piece.stop) for piece in pieces if piece] == [(0, 50), (50, 100), (100, 101)]
+    for piece in pieces[:2]:
+        assert piece is not None
+        scheduler.fed(piece)
+    assert scheduler.plan() == DecodePlan(step=5, live=((0, 1), (1, 2))), "the last piece may bring a bad row"
+    assert pieces[2] is not None
+    scheduler.fed(pieces[2])
+    plan = scheduler.plan()
+    assert plan is not None
+    assert feed_of(plan) == FeedPlan(6, 2, 3, start=100, stop=101, last=True, reused=100, source=1)
+
+
+def test_a_short_prefix_is_fed_again_rather_than_waited_for() -> None:
+    scheduler = Scheduler(slots=3, chunk=30, reuse="tokens", copies=True, mixed=True)
+    scheduler.add(1, Prompt((*range(40), 201)))
+    scheduler.add(2, Prompt((*range(40), 202)))
+    first, last = take(scheduler, 2)
+    assert isinstance(first, FeedPlan)
+    scheduler.fed(first)  # its tokens are there, and the row behind the last one may yet be bad
+    assert last == FeedPlan(2, 0, 1, start=30, stop=41, last=True)
+    plan = scheduler.plan()
+    assert plan == DecodePlan(step=3, live=((0, 1),), feed=FeedPlan(3, 1, 2, start=0, stop=30, last=False))
+
+
+def test_a_prefix_that_a_bad_row_stood_on_is_not_waited_for() -> None:
+    scheduler = Scheduler(slots=2, chunk=200, reuse="tokens", copies=True, mixed=True)
+    system = tuple(range(100))
+    scheduler.add(1, Prompt((*system, 201)))
+    scheduler.add(2, Prompt((*system, 202)))
+    assert kinds(take(scheduler, 2)) == ["feed", "decode"]
+    scheduler.requeue(1, Prompt((*system, 201)))
+    plan = scheduler.plan()
+    assert plan is not None
+    assert feed_of(plan) == FeedPlan(3, 0, 1, start=0, stop=101, last=True)
+
+
 def test_what_a_slot_holds_is_not_fed_again() -> None:
     scheduler = Scheduler(slots=1, chunk=4, reuse="tokens")
     scheduler.add(1, prompt(6))
